@@ -1,0 +1,5 @@
+"""`python -m stagetree`."""
+
+from stagetree.cli import main
+
+main()

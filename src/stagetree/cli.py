@@ -1,0 +1,289 @@
+"""The command line: `stagetree train | sweep | plan | report | ui`, each with Hydra's overrides and flags."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Hydra and everything below it are imported late: help and the first word's completion answer at once.
+if TYPE_CHECKING:
+    from hydra.types import HydraContext
+    from omegaconf import DictConfig
+
+    from stagetree.sweep import Outcome
+
+HELP = """\
+usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
+
+  train    train one run
+  sweep    train a grid: values separated by commas, shared schedule prefixes once
+  plan     say what a sweep would train, and train nothing (--json)
+  report   rank the runs (--metric test_acc --top 20 --group-by seed --output leaderboard.csv)
+  ui       open MLflow's user interface (--port 5000)
+
+  stagetree train dataset=mnist model=mlp_300 "schedule.stages=[(3,1e-1)]"
+  stagetree sweep dataset=mnist model=mlp,mlp_300 "schedule.stages=[(5,1e-1),(5,1e-2)],[(5,1e-1),(5,1e-3)]" seed=1,2
+  stagetree COMMAND --help     the groups, their options, and all settings
+  stagetree COMMAND --cfg job  the configuration that would be used
+  eval "$(stagetree -sc install=bash)"  completion for this shell (also zsh, fish)
+"""
+OPTIONS = {
+    "train": {},
+    "sweep": {},
+    "plan": {},
+    "report": {
+        "metric": "report.metric",
+        "top": "report.top",
+        "group-by": "report.group_by",
+        "output": "report.output",
+    },
+    "ui": {"port": "ui.port"},
+}
+"""For each command, options that are another way to write an override."""
+
+
+def main() -> None:
+    """Run the command in `sys.argv`.
+
+    Exits with 0, 1 for a mistake of usage or configuration, 3 when runs failed, 130 when interrupted.
+    """
+    if _answered_at_once(sys.argv[1:]):
+        return
+    try:
+        with _mistakes_shown():
+            _run(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("stagetree: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except SystemExit as error:
+        sys.exit(1 if error.code == 2 else error.code)  # argparse says 2 for mistakes of usage
+
+
+def _answered_at_once(words: Sequence[str]) -> bool:
+    """Print what needs no import: help, the version, and the words that complete a command or its options."""
+    if not words or words in (["-h"], ["--help"]):
+        print(HELP, end="")
+    elif words == ["--version"]:
+        from stagetree import __version__
+
+        print(f"stagetree {__version__}")
+    elif _asks_completion(words):
+        _, *line = (os.environ["COMP_LINE"] + "|").split()  # the mark shows a space before the cursor
+        *before, word = [part.removesuffix("|") for part in line] or [""]
+        if before and not word.startswith("-"):
+            return False
+        known = [f"--{option}" for option in OPTIONS.get(before[0], ())] if before else OPTIONS
+        fitting = [choice for choice in known if choice.startswith(word)]
+        if not before and not fitting:
+            return False  # overrides without a command
+        print(" ".join(fitting))
+    else:
+        return False
+    return True
+
+
+def _run(words: Sequence[str]) -> None:
+    if _asks_completion(words):
+        os.environ["COMP_LINE"] = _hydra_line(os.environ["COMP_LINE"])
+        command = "train"
+    else:
+        command, words = split_command(words)
+        words = hydra_words(command, words)
+
+    import hydra
+
+    sys.argv = [sys.argv[0], *words]
+    hydra.main(version_base="1.3", config_path=str(_conf_dir()), config_name="config")(TASKS[command])()
+
+
+def _asks_completion(words: Sequence[str]) -> bool:
+    return "COMP_LINE" in os.environ and any(word.startswith("query=") for word in words)
+
+
+def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Take the command off the front. Words that are Hydra's own from the first on mean `train`.
+
+    Raises:
+        InputError: there is no such command.
+    """
+    first = words[0]
+    if first in OPTIONS:
+        return first, list(words[1:])
+    if first.startswith(("-", "~")) or "=" in first:
+        return "train", list(words)
+
+    import difflib
+
+    from stagetree.config import InputError
+
+    near = difflib.get_close_matches(first, OPTIONS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"stagetree: there is no command {first!r}, expected one of {', '.join(OPTIONS)}{hint}")
+
+
+def hydra_words(command: str, words: Sequence[str]) -> list[str]:
+    """Write the words after a command as Hydra's own command line would have them.
+
+    Flags come before overrides, since Hydra 1.3 refuses overrides on both sides of a flag.
+    """
+    import argparse
+
+    from stagetree.compose import listed_stages
+    from stagetree.config import InputError
+
+    parser = argparse.ArgumentParser(prog=f"stagetree {command}", add_help=False, allow_abbrev=False)
+    for option in OPTIONS[command]:
+        parser.add_argument(f"--{option}", metavar="VALUE")
+    if command == "plan":
+        parser.add_argument("--json", action="store_true")
+    given, words = parser.parse_known_args(words)
+    overrides = [listed_stages(word) for word in words if _is_override(word)]
+    flags = [word for word in words if not _is_override(word)]
+    for option, key in OPTIONS[command].items():
+        value = getattr(given, option.replace("-", "_"))
+        if value is not None:
+            overrides.append(f"{key}={_quoted(value)}")
+    if command == "plan":
+        overrides.append(f"hydra.sweeper.mode={'plan_json' if given.json else 'plan'}")
+    if command in ("report", "ui"):
+        overrides.append("hydra.run.dir=.")  # looking at runs makes no folder
+        if {"-m", "--multirun"} & set(flags):
+            raise InputError(f"stagetree {command}: takes no -m, since it trains nothing (leave it out)")
+    shows = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "-m", "--multirun"}
+    if command in ("sweep", "plan") and not any(flag.split("=")[0] in shows for flag in flags):
+        flags = ["-m", *flags]
+    return [*flags, *overrides]
+
+
+def _is_override(word: str) -> bool:
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
+
+
+def _quoted(value: str) -> str:
+    if re.fullmatch(r"[\w./-]*", value):
+        return value
+    escaped = value.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _hydra_line(line: str) -> str:
+    """The line to complete as Hydra's completion can read it: without our command and all but plain overrides."""
+    _, *words = line.split()
+    word = "" if line.endswith(" ") else words.pop()
+    plain = [part for part in words if re.fullmatch(r"[\w./@+~-]+=[\w./,+-]*", part)]
+    return " ".join(["stagetree", "-m", *plain, word])
+
+
+def _conf_dir() -> Path:
+    """The groups: inside the package when installed from a wheel, else beside the sources."""
+    package = Path(__file__).resolve().parent
+    return next(path for path in (package / "conf", package.parents[1] / "conf") if path.is_dir())
+
+
+@contextmanager
+def _mistakes_shown() -> Iterator[None]:
+    """Turn an `InputError` into its lines on stderr and exit status 1; HYDRA_FULL_ERROR=1 keeps the traceback."""
+    from stagetree.config import InputError
+
+    try:
+        yield
+    except InputError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(str(error))
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _train(cfg: "DictConfig") -> float:
+    """Train one run. The result is what other sweepers, such as Optuna's, optimise."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # a job of another sweeper: it wants exceptions, not exit codes
+        outcome = _train_one(cfg)
+        if outcome.exit_code:
+            raise RuntimeError(outcome.text)
+    else:
+        with _mistakes_shown():
+            outcome = _train_one(cfg)
+        print(outcome.text)
+        if outcome.exit_code:
+            sys.exit(outcome.exit_code)
+    return outcome.objective
+
+
+def _train_one(cfg: "DictConfig") -> "Outcome":
+    from hydra.core.hydra_config import HydraConfig
+
+    from stagetree import sweep
+    from stagetree.compose import Job, checked
+    from stagetree.launch import launch_here
+
+    job = Job(tuple(HydraConfig.get().overrides.task), checked(cfg))
+    return sweep.run([job], workers=1, launch=launch_here, command=_command())
+
+
+def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequence[str], *, mode: str) -> float | None:
+    """Do the work of the sweeper plugin: check the whole grid, then plan and train it, or print its plan.
+
+    Args:
+        context: of the running Hydra application.
+        config: composed for the whole sweep, `hydra` node included.
+        arguments: overrides of the command line.
+        mode: `train`, `plan` or `plan_json`.
+
+    Returns:
+        The best run's figure, or None for a plan.
+    """
+    import json
+
+    from stagetree import sweep
+    from stagetree.compose import compose_grid
+    from stagetree.config import InputError
+    from stagetree.launch import count_workers, launch_by_hydra
+
+    with _mistakes_shown():
+        if mode not in ("train", "plan", "plan_json"):
+            raise InputError(f"hydra.sweeper.mode: got {mode!r}, expected one of plan, plan_json, train")
+        jobs = compose_grid(context.config_loader, config, arguments)
+        workers = count_workers(config, jobs[0].config.trainer.workers)
+        if mode != "train":
+            plan = sweep.plan(jobs, workers=workers)
+            print(plan.text() if mode == "plan" else json.dumps(plan.as_dict(), indent=2))
+            return None
+        launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
+        outcome = sweep.run(jobs, workers=workers, launch=launch, command=_command())
+    print(outcome.text)
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+    return outcome.objective
+
+
+def _report(cfg: "DictConfig") -> None:
+    from stagetree import sweep
+    from stagetree.compose import checked
+
+    with _mistakes_shown():
+        sweep.leaderboard(checked(cfg))
+
+
+def _ui(cfg: "DictConfig") -> None:
+    from stagetree import ui
+    from stagetree.compose import checked
+
+    with _mistakes_shown():
+        ui.serve(checked(cfg))
+
+
+def _command() -> list[str]:
+    """What was typed, as Hydra understood it; it runs again as it stands."""
+    return ["stagetree", *sys.argv[1:]]
+
+
+TASKS = {"train": _train, "sweep": _train, "plan": _train, "report": _report, "ui": _ui}
+"""For each command, Hydra's task function; the sweeper plugin stands in for it in `sweep` and `plan`."""

@@ -1,0 +1,182 @@
+"""From Hydra's override strings to checked configurations: the grid of a sweep, composed fast."""
+
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from stagetree.config import Config, InputError, check
+
+MISTAKES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point of the grid."""
+
+    overrides: tuple[str, ...]
+    """What was chosen for it, in Hydra's notation."""
+    config: Config
+
+
+def compose_grid(config_loader: ConfigLoader, config: DictConfig, arguments: Sequence[str]) -> list[Job]:
+    """Expand the grid as Hydra's basic sweeper does, compose each job, and check it.
+
+    Composition is what Hydra's `load_sweep_config` would give, but the groups are composed once for each distinct
+    choice of groups; plain values are set on copies (1,000 jobs: about 2 s instead of 60).
+
+    Args:
+        config_loader: of the running Hydra application.
+        config: composed for the whole sweep, `hydra` node included; `hydra.sweeper.params` are part of the grid.
+        arguments: overrides of the command line, which win over `hydra.sweeper.params`.
+
+    Raises:
+        InputError: with a line for each distinct mistake in any job, at most `MISTAKES_SHOWN`.
+        CompactHydraException: an override cannot be parsed.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    words = [listed_stages(f"{key}={value}") for key, value in params.items()] + list(arguments)
+    parser = OverridesParser.create(config_loader=config_loader)
+    sweeps = parser.parse_overrides(words)
+    for sweep in sweeps:
+        if sweep.is_interval_sweep():
+            raise InputError(f"{sweep.input_line}: a grid cannot sweep an interval (list the values: a,b,c)")
+    grid = BasicSweeper.split_arguments(sweeps, max_batch_size=None)[0]
+    if not grid:
+        raise InputError(f"{' '.join(words)}: the grid is empty, since one of its lists of values is")
+
+    words = dict.fromkeys(word for point in grid for word in point)
+    parsed = dict(zip(words, parser.parse_overrides(list(words)), strict=True))
+    is_value = _value_test(config_loader, config)
+    values = {word: override for word, override in parsed.items() if is_value(override)}
+    by_groups: dict[tuple[str, ...], list[int]] = {}
+    for position, point in enumerate(grid):
+        by_groups.setdefault(tuple(word for word in point if word not in values), []).append(position)
+
+    jobs: dict[int, Job] = {}
+    mistakes: dict[str, list[int]] = {}
+    outer = HydraConfig.instance().cfg
+    try:
+        for groups, positions in by_groups.items():
+            try:
+                base = _compose_base(config_loader, config, groups)
+            except CompactHydraException as error:
+                mistakes.setdefault(_text(error), []).extend(positions)
+                continue
+            for position in positions:
+                point = grid[position]
+                try:
+                    job = pickle.loads(base)  # ten times faster than deepcopy
+                    if values:
+                        chosen = [values[word] for word in point if word in values]
+                        config_loader._apply_overrides_to_config(chosen, job)
+                    jobs[position] = Job(tuple(point), checked(job))
+                except CompactHydraException as error:
+                    mistakes.setdefault(_text(error), []).append(position)
+                except InputError as error:
+                    for line in str(error).splitlines():
+                        mistakes.setdefault(line, []).append(position)
+    finally:
+        HydraConfig.instance().cfg = outer
+    if mistakes:
+        raise InputError(_summary({text: [grid[p] for p in where] for text, where in mistakes.items()}, grid))
+    return [jobs[position] for position in range(len(grid))]
+
+
+def checked(cfg: DictConfig) -> Config:
+    """Resolve a composed configuration without its `hydra` node to plain values, and check them.
+
+    Raises:
+        InputError: with a line for each mistake.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError("\n".join(f"{key}: is not set (give it as {key}=...)" for key in missing))
+    return check(values)
+
+
+def listed_stages(argument: str) -> str:
+    """Write the tuples of a `schedule.stages=` override as lists, since Hydra's grammar has no tuples.
+
+    Quoted text and the parentheses of functions such as `choice(...)` stay; any other override is returned as it is.
+    """
+    match = re.match(r"\+{0,2}schedule\.stages=", argument)
+    if match is None:
+        return argument
+    written, opened = match.group(), []
+    for token in re.findall(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|\w+\s*\(|.", argument[match.end() :], re.DOTALL):
+        if token.endswith("(") and len(token) > 1:
+            opened.append(")")
+        elif token in "([":
+            opened.append("]")
+            token = "["
+        elif token in ")]" and opened:
+            token = opened.pop()
+            written = written.rstrip(", ") if token == "]" else written  # Python's ((20, 1e-1),)
+        written += token
+    return written
+
+
+def _value_test(config_loader: ConfigLoader, config: DictConfig) -> Callable[[Override], bool]:
+    """Tell overrides of plain values from those that decide which files are composed."""
+    if not hasattr(config_loader, "_apply_overrides_to_config"):  # private to Hydra: without it, compose each job whole
+        return lambda override: False
+    name = config.hydra.job.config_name
+    hydra_overrides = list(config.hydra.overrides.hydra)
+    is_group: dict[str, bool] = {}
+
+    def is_value(override: Override) -> bool:
+        key = override.key_or_group
+        if override.package is not None or override.is_hydra_override():
+            return False
+        if key not in is_group:
+            options = config_loader.get_group_options(
+                key, results_filter=None, config_name=name, overrides=hydra_overrides
+            )
+            is_group[key] = bool(options)
+        return not is_group[key] or isinstance(override.value(), dict)
+
+    return is_value
+
+
+def _compose_base(config_loader: ConfigLoader, config: DictConfig, groups: Sequence[str]) -> bytes:
+    base = config_loader.load_sweep_config(config, list(groups))
+    HydraConfig.instance().set_config(base)  # what ${hydra:...} reads while the jobs are resolved
+    with flag_override(base, ["struct", "readonly"], [False, False]):
+        del base["hydra"]
+    return pickle.dumps(base)
+
+
+def _text(error: CompactHydraException) -> str:
+    """What Hydra prints for this error."""
+    cause = error.__cause__
+    return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+
+
+def _summary(mistakes: dict[str, list[Sequence[str]]], grid: Sequence[Sequence[str]]) -> str:
+    """Each mistake once, with the choices that all jobs with it share and that tell them from the other jobs."""
+    common = set.intersection(*map(set, grid))
+    lines = []
+    for text, points in list(mistakes.items())[:MISTAKES_SHOWN]:
+        shared = set.intersection(*map(set, points)) - common
+        where = " ".join(word for word in points[0] if word in shared)
+        if len(points) < len(grid) and not where:
+            where = f"{len(points)} of {len(grid)} jobs"
+        head, *rest = text.split("\n")
+        lines.append("\n".join([f"{head} (in {where})" if where else head, *rest]))
+    if len(mistakes) > MISTAKES_SHOWN:
+        lines.append(f"... and {len(mistakes) - MISTAKES_SHOWN} more mistakes")
+    return "\n".join(lines)

@@ -1,0 +1,510 @@
+"""The typed schema of one run's configuration, and its checks.
+
+Hydra composes plain values; `check` turns them into a frozen `Config` or reports every mistake at once.
+Field docstrings give units and say what `0`, `null` and empty mean.
+"""
+
+import ast
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
+
+from stagetree.plan import Run, Stage, canonical_json
+
+
+class InputError(Exception):
+    """What a user gave cannot be used. The message is complete: what, got, expected, cure."""
+
+
+class Frozen(BaseModel):
+    """Base of all groups: immutable, unknown keys refused, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Floats = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], BeforeValidator(_as_tuple)]
+Betas = Annotated[tuple[Fraction, Fraction], BeforeValidator(_as_tuple)]
+Size = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)]
+
+
+# ---------------------------------------------------------------- dataset
+
+
+class Dataset(Frozen):
+    """What every data set says about itself."""
+
+    root: str
+    """Folder in which the data lies or to which it is downloaded."""
+    mean: Floats = ()
+    """Subtracted for each channel after pixels are divided by 255; one value serves all channels, empty: 0."""
+    std: Floats = ()
+    """Divided by for each channel; empty: 1."""
+    val_size: Size = 0
+    """Training pictures held out for validation: a count, a fraction below 1, or 0 for none."""
+    val_seed: Seed = 0
+    """Seed of that choice; `torch.utils.data.random_split` with this seed gives the same members."""
+    duplicates: Literal["ignore", "warn", "error"] = "warn"
+    """What to do about training pictures that stand in the test set."""
+
+    @model_validator(mode="after")
+    def _std_is_positive(self):
+        if any(value <= 0 for value in self.std):
+            raise ValueError(f"std must be above 0 for each channel, got {list(self.std)}")
+        return self
+
+
+class HeldOutTest(Dataset):
+    """A data set that may come without a test set of its own."""
+
+    test_size: Size = 0
+    """Pictures held out for the test when the data has no test set: a count or a fraction below 1."""
+    test_seed: Seed = 0
+    """Seed of that choice, made before the validation set is taken from the rest."""
+
+
+class Digits(HeldOutTest):
+    """scikit-learn's bundled handwritten digits, 1,797 pictures of 8x8 (UCI optdigits)."""
+
+    name: Literal["digits"]
+
+
+class Torchvision(Dataset):
+    """A data set that torchvision downloads and checks."""
+
+    name: Literal["mnist", "fashion_mnist", "kmnist", "qmnist", "usps", "svhn", "cifar10", "cifar100"]
+
+
+class Emnist(Dataset):
+    """EMNIST (Cohen et al., arXiv 1702.05373) in one of its splits."""
+
+    name: Literal["emnist"]
+    split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
+    """Which of its six splits."""
+
+
+class Npz(HeldOutTest):
+    """The user's own arrays in one `.npz` file."""
+
+    name: Literal["npz"]
+    file: str
+    """Path of the file, relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`."""
+
+
+class ImageFolder(HeldOutTest):
+    """Pictures in a folder for each class, under `root/train` and `root/test`, or under `root` alone."""
+
+    name: Literal["image_folder"]
+    height: Count
+    """Pixels; other pictures are resized."""
+    width: Count
+    """Pixels; other pictures are resized."""
+    grayscale: bool = False
+    """One channel instead of red, green and blue."""
+
+
+AnyDataset = Annotated[Digits | Torchvision | Emnist | Npz | ImageFolder, Discriminator("name")]
+
+
+# ---------------------------------------------------------------- model, optimizer, loss
+
+Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "elu"]
+
+
+class Model(Frozen):
+    """A multilayer perceptron."""
+
+    hidden_sizes: Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)]
+    """Units of each hidden layer; empty: softmax regression."""
+    activation: Activation = "relu"
+    """After each hidden layer, as torch.nn defines it, with its default parameters."""
+    dropout: Fraction = 0.0
+    """Probability that a hidden unit is zeroed in training."""
+
+    def architecture(self, n_classes: int) -> str:
+        """As people write it: `4 layers (2048,1024,64,10)`, the input not counted."""
+        sizes = [*self.hidden_sizes, n_classes]
+        return f"{len(sizes)} layer{'s' * (len(sizes) > 1)} ({','.join(map(str, sizes))})"
+
+    def n_params(self, in_features: int, n_classes: int) -> int:
+        """Count weights and biases."""
+        sizes = [in_features, *self.hidden_sizes, n_classes]
+        return sum((n_in + 1) * n_out for n_in, n_out in zip(sizes, sizes[1:], strict=False))
+
+
+class Optimizer(Frozen):
+    """Settings as torch.optim names and defines them; the learning rate comes from the schedule."""
+
+    weight_decay: NonNegative = 0.0
+
+
+class SGD(Optimizer):
+    name: Literal["sgd"]
+    momentum: NonNegative = 0.0
+    dampening: NonNegative = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self):
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                "nesterov needs momentum above 0 and dampening 0, "
+                f"got momentum={self.momentum}, dampening={self.dampening}"
+            )
+        return self
+
+
+class Adam(Optimizer):
+    name: Literal["adam"]
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    amsgrad: bool = False
+
+
+class AdamW(Optimizer):
+    name: Literal["adamw"]
+    weight_decay: NonNegative = 0.01
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    amsgrad: bool = False
+
+
+class NAdam(Optimizer):
+    name: Literal["nadam"]
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    momentum_decay: NonNegative = 4e-3
+    decoupled_weight_decay: bool = False
+
+
+class RAdam(Optimizer):
+    name: Literal["radam"]
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    decoupled_weight_decay: bool = False
+
+
+class Adamax(Optimizer):
+    name: Literal["adamax"]
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class RMSprop(Optimizer):
+    name: Literal["rmsprop"]
+    alpha: Fraction = 0.99
+    eps: Positive = 1e-8
+    momentum: NonNegative = 0.0
+    centered: bool = False
+
+
+class Adagrad(Optimizer):
+    name: Literal["adagrad"]
+    lr_decay: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 0.0
+    eps: Positive = 1e-10
+
+
+class Adadelta(Optimizer):
+    name: Literal["adadelta"]
+    rho: Fraction = 0.9
+    eps: Positive = 1e-6
+
+
+AnyOptimizer = Annotated[
+    SGD | Adam | AdamW | NAdam | RAdam | Adamax | RMSprop | Adagrad | Adadelta, Discriminator("name")
+]
+
+
+class CrossEntropy(Frozen):
+    """Cross-entropy of the logits."""
+
+    name: Literal["cross_entropy"]
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the target spread evenly over all classes."""
+    class_weights: Floats = ()
+    """A weight for each class; empty: all 1."""
+
+
+class NLL(Frozen):
+    """Negative log-likelihood on log-softmax outputs."""
+
+    name: Literal["nll"]
+    class_weights: Floats = ()
+    """A weight for each class; empty: all 1."""
+
+
+class MSE(Frozen):
+    """Mean squared error between the outputs and one-hot labels."""
+
+    name: Literal["mse"]
+
+
+AnyLoss = Annotated[CrossEntropy | NLL | MSE, Discriminator("name")]
+
+
+# ---------------------------------------------------------------- schedule
+
+NOTATION = "write stages as [[20, 1e-1], [10, 1e-3]]"
+
+
+def parse_stages(value: Any) -> tuple[Stage, ...]:
+    """Read a schedule in any notation that people write.
+
+    Text such as `"[(20,1e-1),(10,1e-3)]"`, lists of pairs, lists of `{epochs, lr}`, and what YAML makes of the
+    unquoted text: `["(20", "1e-1)", ...]`.
+
+    Raises:
+        ValueError: naming the stage, what it got, and how to write it.
+    """
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, str) for part in value):
+        value = "[" + ",".join(value) + "]"
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError(f"not a list of stages, got {value!r} ({NOTATION})") from None
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value):
+        value = [value]  # one bare pair: (20, 1e-1)
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"must be a list of at least one stage, got {value!r} ({NOTATION})")
+    problems, stages = [], []
+    for position, part in enumerate(value):
+        try:
+            stages.append(_parse_stage(part))
+        except ValueError as error:
+            problems.append(f"stages[{position}]: {error}")
+    if problems:
+        raise ValueError("; ".join(problems) + f" ({NOTATION})")
+    return tuple(stages)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _parse_stage(part: Any) -> Stage:
+    if isinstance(part, Stage):
+        return part
+    if isinstance(part, Mapping):
+        if set(part) != {"epochs", "lr"}:
+            raise ValueError(f"needs exactly the keys epochs and lr, got {sorted(map(str, part))}")
+        part = (part["epochs"], part["lr"])
+    if not isinstance(part, (list, tuple)) or len(part) != 2:
+        raise ValueError(f"must be a pair of epochs and lr, got {part!r}")
+    epochs, lr = part
+    if not _is_number(epochs) or epochs != int(epochs) or epochs < 1:
+        raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")
+    if not _is_number(lr) or not math.isfinite(lr) or lr <= 0:
+        raise ValueError(f"lr must be a finite number above 0, got {lr!r}")
+    return Stage(epochs=int(epochs), lr=float(lr))
+
+
+class Schedule(Frozen):
+    """The stages of a run."""
+
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(parse_stages)]
+    """Pairs of epochs and learning rate, trained in order."""
+    reset_optimizer: bool = True
+    """Start each stage with a fresh optimizer; `false` carries momentum and the like across the boundary."""
+
+
+# ---------------------------------------------------------------- trainer, tracking, report, ui
+
+
+class Trainer(Frozen):
+    """How training is done."""
+
+    batch_size: Count = 32
+    """Pictures in a minibatch; the last one of an epoch may be smaller."""
+    eval_batch_size: Count = 1024
+    """Pictures evaluated at a time."""
+    shuffle: bool = True
+    """A new order each epoch, from `(seed, epoch)`; `false`: the data's own order."""
+    test_every_epoch: bool = False
+    """Evaluate on the test set after each epoch, for display only."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto`: cuda, then mps, then cpu."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the matrix products; weights and sums stay float32. `tf32` is for cuda."""
+    threads: Count = 1
+    """CPU threads of one worker. Bits are promised for 1."""
+    pack_size: Literal["auto"] | Count = "auto"
+    """Most members that train side by side; 1: no packing."""
+    share_prefixes: bool = True
+    """Train equal schedule prefixes once."""
+    checkpoint_every_s: NonNegative = 60.0
+    """Seconds between states kept within a stage, at the end of an epoch; a killed run goes on from the last."""
+    workers: Literal["auto"] | Count = "auto"
+    """Units launched at a time; `auto`: what the launcher runs side by side."""
+
+
+class Tracking(Frozen):
+    """Where runs are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI; `null`: SQLite in `output_dir/mlflow.db`."""
+    experiment: Annotated[str, Field(min_length=1)] = "stagetree"
+    """Name of the MLflow experiment."""
+
+
+class Report(Frozen):
+    """The leaderboard."""
+
+    metric: str | None = None
+    """Column to rank by; `null`: `val_acc` where there is one, else `test_acc`. Losses rank upwards."""
+    top: Count = 20
+    """Lines printed; the file has all."""
+    group_by: str | None = None
+    """`seed`: mean, standard deviation and n over the runs that differ in this column alone."""
+    output: str = "leaderboard.csv"
+    """File that is written."""
+
+
+class UI(Frozen):
+    """MLflow's user interface."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 5000
+    """On 127.0.0.1."""
+
+
+class Config(Frozen):
+    """One run, completely."""
+
+    dataset: AnyDataset
+    model: Model
+    optimizer: AnyOptimizer
+    schedule: Schedule
+    loss: AnyLoss
+    trainer: Trainer
+    tracking: Tracking
+    report: Report
+    ui: UI
+    seed: Seed
+    """Of initial weights, minibatch order and dropout."""
+    output_dir: str
+    """Folder of all outputs, relative to the folder in which the command runs."""
+
+
+# ---------------------------------------------------------------- identity
+
+
+def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, n_train: int, device: str) -> Run:
+    """Separate what decides the numbers (the trunk and the stages) from what does not.
+
+    Args:
+        config: checked.
+        digest: of the data's content.
+        in_features: of one picture.
+        n_classes: of the data.
+        n_train: pictures in the training set, before validation is held out.
+        device: what `auto` stands for here, at the most specific.
+    """
+    plain = config.model_dump(mode="json")
+    trainer = plain["trainer"]
+    n_params = config.model.n_params(in_features, n_classes)
+    shape = {
+        "data": digest,
+        **{name: plain["dataset"][name] for name in ("mean", "std", "val_size", "val_seed")},
+        "model": plain["model"],
+        "n_params": n_params,
+        "loss": plain["loss"],
+        "reset_optimizer": config.schedule.reset_optimizer,
+        **{name: trainer[name] for name in ("batch_size", "eval_batch_size", "shuffle", "precision")},
+        "device": device,
+        "threads": config.trainer.threads if device == "cpu" else 1,
+    }
+    optimizer = plain["optimizer"]
+    folded = config.trainer.precision != "bfloat16" and optimizer == SGD(name="sgd").model_dump(mode="json")
+    return Run(
+        trunk=canonical_json({**shape, "optimizer": optimizer, "seed": config.seed}),
+        shape=canonical_json({**shape, "optimizer": optimizer["name"], "folded": folded}),
+        stages=config.schedule.stages,
+        epoch_cost=float(n_params * n_train),
+    )
+
+
+# ---------------------------------------------------------------- checks
+
+
+def check(values: Mapping[str, Any]) -> Config:
+    """Turn composed plain values into a `Config`.
+
+    Raises:
+        InputError: with a line for each mistake.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_describe(problem, values) for problem in error.errors(include_url=False))
+        raise InputError("\n".join(lines)) from None
+
+
+def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """One sentence for one of pydantic's errors: where, what is wrong, what was given, what is expected."""
+    where = _path(problem["loc"], values)
+    kind, got, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "value_error":
+        return f"{where}: {context['error']}"
+    if kind == "missing":
+        return f"{where}: is not set (give it as {where}=...)"
+    if kind == "extra_forbidden":
+        known = _known_fields(problem["loc"][:-1], values)
+        return f"{where}: there is no such setting{_choices(str(problem['loc'][-1]), known)}"
+    if kind in ("literal_error", "union_tag_invalid", "union_tag_not_found"):
+        known = re.findall(r"\w+", context.get("expected") or context.get("expected_tags") or "")
+        key = where if kind == "literal_error" else f"{where}.name"
+        name = got.get("name") if isinstance(got, Mapping) else got
+        return f"{key}: got {name!r}{_choices(str(name), known)}"
+    bounds = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge"),
+              "less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}  # fmt: skip
+    if kind in bounds:
+        word, key = bounds[kind]
+        return f"{where}: must be {word} {context[key]}, got {got!r}"
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{where}: must be {expected}, got {got!r}"
+
+
+def _path(loc: tuple, values: Mapping[str, Any]) -> str:
+    """`optimizer.betas[1]` for pydantic's `('optimizer', 'adam', 'betas', 1)`: tags of unions are left out."""
+    path, here = "", values
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+            here = here[part] if isinstance(here, (list, tuple)) and part < len(here) else None
+        elif isinstance(here, Mapping) and part in here:
+            path += f".{part}"
+            here = here[part]
+        elif part == loc[-1] and isinstance(here, Mapping) and part != here.get("name"):
+            path += f".{part}"  # a missing field
+    return path.removeprefix(".")
+
+
+def _known_fields(loc: tuple, values: Mapping[str, Any]) -> list[str]:
+    model: Any = Config
+    for part in loc:
+        fields = getattr(model, "model_fields", {})
+        if part in fields:
+            model = fields[part].annotation
+        members = get_args(model)
+        chosen = [m for m in members if part in get_args(m.model_fields["name"].annotation)] if members else []
+        model = chosen[0] if chosen else model
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _choices(got: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(got, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f", expected one of {', '.join(sorted(known))}{hint}"

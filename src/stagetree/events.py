@@ -1,0 +1,74 @@
+"""Append-only logs of what training did: the durable truth of a sweep.
+
+Each process appends to a file of its own: lines of a CRC-32 in hex, a space and a JSON object. A last line that a
+killed process left unfinished is passed over; a damaged line in the middle is refused.
+"""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stagetree.config import InputError
+
+Event = Mapping[str, Any]
+
+
+class EventLog:
+    """The log of one process, to append to."""
+
+    def __init__(self, folder: Path, name: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        # pid and time: a relaunched unit must not append to what its dead predecessor left
+        path = folder / f"{name}-{os.getpid()}-{time.time_ns()}.jsonl"
+        self._file = open(path, "ab", buffering=0)
+
+    def append(self, *events: Event) -> None:
+        """Write events at once, so that a reader sees whole lines."""
+        self._file.write(b"".join(map(_encode, events)))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _encode(event: Event) -> bytes:
+    body = json.dumps(event, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+class EventReader:
+    """Follows all logs of a folder; each call of `read` yields what is new."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._offsets: dict[Path, int] = {}
+
+    def read(self) -> Iterator[Event]:
+        """Yield the events appended since the last call, each file's in order.
+
+        Raises:
+            InputError: a line that is not the last is damaged.
+        """
+        for path in sorted(self._folder.glob("*.jsonl")):
+            yield from self._read_file(path)
+
+    def _read_file(self, path: Path) -> Iterable[Event]:
+        offset = self._offsets.get(path, 0)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            content = file.read()
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break  # still being written, or cut off by a kill
+            offset += len(line)
+            self._offsets[path] = offset
+            crc, _, body = line[:-1].partition(b" ")
+            if crc != b"%08x" % zlib.crc32(body):
+                raise InputError(
+                    f"{path}: damaged at byte {offset - len(line)} "
+                    "(delete the file; the results in the checkpoints are kept, and the rest is trained again)"
+                )
+            yield json.loads(body)

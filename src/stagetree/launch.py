@@ -1,0 +1,90 @@
+"""Run the units of a sweep: in this process, or through whichever launcher Hydra was told to use."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+log = logging.getLogger(__name__)
+
+
+def run_unit(sweep_dir: Path, unit_id: str) -> dict[str, Any]:
+    """Train one unit. A failure is logged and returned: with some launchers an exception would end other units."""
+    try:
+        from stagetree.train import train_unit  # imports torch
+
+        return train_unit(sweep_dir, unit_id)
+    except (Exception, SystemExit) as error:
+        log.exception("unit %s failed", unit_id)
+        return {"unit": unit_id, "error": f"{type(error).__name__}: {error}"}
+
+
+def launch_here(sweep_dir: Path, unit_ids: Sequence[str]) -> None:
+    """Run the units one after the other in this process."""
+    for unit_id in unit_ids:
+        run_unit(sweep_dir, unit_id)
+
+
+def launch_by_hydra(
+    context: HydraContext, config: DictConfig, *, overrides: Sequence[str], workers: int
+) -> Callable[[Path, Sequence[str]], None]:
+    """Make the function that gives units to Hydra's launcher, one job each.
+
+    Args:
+        context: of the running Hydra application.
+        config: composed for the whole sweep, `hydra` node included.
+        overrides: of any job of the sweep. A worker reads no value from the configuration that Hydra composes for it,
+            but composing must succeed, and a group may be mandatory.
+        workers: jobs side by side, for launchers that have such a setting.
+    """
+    config = config.copy()
+    job_num = count()
+
+    def launch(sweep_dir: Path, unit_ids: Sequence[str]) -> None:
+        if not unit_ids:
+            return  # some launchers refuse an empty batch
+        with open_dict(config):
+            config.hydra.sweep.dir = str(sweep_dir)
+            if "n_jobs" in config.hydra.launcher:
+                config.hydra.launcher.n_jobs = workers
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=partial(_unit_task, sweep_dir), config=config
+        )
+        first, *_ = [next(job_num) for _ in unit_ids]
+        launcher.launch([[*overrides, *_unit_overrides(sweep_dir, unit_id)] for unit_id in unit_ids], first)
+
+    return launch
+
+
+def count_workers(config: DictConfig, wanted: int | str) -> int:
+    """Units that run side by side: as wanted, or with `"auto"` as many as the launcher would run."""
+    if wanted != "auto":
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    launcher = config.hydra.launcher
+    if launcher._target_.endswith(".BasicLauncher"):
+        return 1
+    n_jobs = OmegaConf.select(launcher, "n_jobs") or -1
+    return n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1)
+
+
+def _unit_task(sweep_dir: Path, _: DictConfig) -> dict[str, Any]:
+    return run_unit(sweep_dir, HydraConfig.get().job.name)
+
+
+def _unit_overrides(sweep_dir: Path, unit_id: str) -> list[str]:
+    quoted = str(sweep_dir).replace("'", "\\'")
+    return [
+        f"hydra.sweep.dir='{quoted}'",
+        f"hydra.sweep.subdir='units/{unit_id}'",
+        f"hydra.job.name='{unit_id}'",
+        "hydra.output_subdir=null",
+    ]

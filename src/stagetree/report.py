@@ -1,0 +1,465 @@
+"""MLflow -> DataFrame -> leaderboard: a CSV file of all runs, and a printed table of the best.
+
+Reads only, and never makes a store. A SQL store is read by one query a table: 10,000 runs take about 1 s so, and
+16 s through MLflow's own search (2 cores).
+"""
+
+import difflib
+import math
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sql
+from pandas import DataFrame, Series
+from rich.cells import cell_len
+from rich.console import Console
+from rich.segment import Segments
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from stagetree.checkpoint import write_atomic
+from stagetree.config import AnyOptimizer, InputError
+
+ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "status", "reason")
+PARAMS = ("dataset", "architecture", "n_params", "optimizer", "lrs", "epochs", "batch_size", "seed")
+METRICS = ("val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds")
+"""What runs can be ranked by; ties are broken in this order, but never by time, which no two machines share."""
+
+_FIGURES = ("val_loss", "val_acc", "test_loss", "test_acc")
+_ALWAYS_SHOWN = {"rank", "run_name", "run_id", "n"}
+_STATUSES = ("finished", "running", "scheduled", "killed", "failed")
+_OPTIMIZER_SETTINGS = tuple(
+    dict.fromkeys(name for kind in get_args(get_args(AnyOptimizer)[0]) for name in kind.model_fields if name != "name")
+)
+# Logged as numbers for MLflow's plots; architecture, lrs and epochs say the same.
+_DERIVED = re.compile(r"n_layers|hidden_sizes|epochs_total|(log10_)?lr_\d+|epochs_\d+")
+_TEXT_PARAMS = {"dataset", "dataset_digest"}  # the hexadecimal digest 12e4 is no number
+
+
+# ---------------------------------------------------------------- read
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """One run of any kind, as MLflow holds it."""
+
+    run_id: str
+    status: str
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def load(uri: str, experiment: str) -> DataFrame:
+    """Read all runs of an experiment, a row each, ordered by uid.
+
+    Sweeps' parent runs, superseded runs and deleted runs are left out. The columns are `ATTRIBUTES`, then `PARAMS` and
+    every other param of any run, then `METRICS`, float64. Params whose values are all numbers are numbers, Int64 or
+    float64; other missing values are None.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: its name.
+
+    Raises:
+        InputError: the store cannot be read, or has no such experiment.
+    """
+    dialect = uri.split("://")[0].split("+")[0]
+    read = _read_sql if dialect in ("sqlite", "postgresql", "mysql", "mssql") else _read_mlflow
+    return _to_frame(read(uri, experiment))
+
+
+def _read_sql(uri: str, experiment: str) -> list[_Recorded]:
+    experiments = _sql_table("experiments", "experiment_id", "name", "lifecycle_stage")
+    runs = _sql_table("runs", "run_uuid", "experiment_id", "status", "lifecycle_stage")
+    try:
+        with _engine(uri).connect() as connection:
+            active = sql.select(experiments.c.name, experiments.c.experiment_id)
+            ids = dict(iter(connection.execute(active.where(experiments.c.lifecycle_stage == "active"))))
+            _check_experiment(experiment, ids)
+            chosen = sql.and_(runs.c.experiment_id == ids[experiment], runs.c.lifecycle_stage == "active")
+
+            def values(name: str, *columns: str) -> Iterable[tuple]:
+                table = _sql_table(name, "run_uuid", *columns)
+                of_run = table.c.run_uuid == runs.c.run_uuid
+                return connection.execute(sql.select(*table.c).join(runs, of_run).where(chosen))
+
+            # Runs first: whatever a writer adds meanwhile, a run that was finished here has all its values below.
+            found = connection.execute(sql.select(runs.c.run_uuid, runs.c.status).where(chosen))
+            recorded = {run_id: _Recorded(run_id, status) for run_id, status in found}
+            nobody = _Recorded("", "")  # takes the values of runs that began after that
+            for run_id, key, value in values("params", "key", "value"):
+                recorded.get(run_id, nobody).params[key] = value
+            for run_id, key, value in values("tags", "key", "value"):
+                recorded.get(run_id, nobody).tags[key] = value
+            for run_id, key, value, is_nan in values("latest_metrics", "key", "value", "is_nan"):
+                recorded.get(run_id, nobody).metrics[key] = math.nan if is_nan else value  # MLflow stores 0 for NaN
+    except (SQLAlchemyError, ImportError) as error:
+        raise _unreadable(uri, getattr(error, "orig", None) or error) from error
+    return list(recorded.values())
+
+
+def _sql_table(name: str, *columns: str) -> sql.TableClause:
+    return sql.table(name, *map(sql.column, columns))
+
+
+def _engine(uri: str) -> sql.Engine:
+    url = sql.make_url(uri)
+    if url.get_backend_name() != "sqlite":
+        return sql.create_engine(url, poolclass=NullPool)
+    path = Path(url.database or "").absolute()
+    if not path.is_file():
+        raise InputError(
+            f"tracking.uri: there is no database at {path} (train something first, or set tracking.uri or output_dir)"
+        )
+    connect = partial(sqlite3.connect, f"{path.as_uri()}?mode=ro", uri=True, timeout=20)
+    return sql.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+
+def _read_mlflow(uri: str, experiment: str) -> list[_Recorded]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 13 s if the server is down; by default 246 s
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(uri)
+        ids = {found.name: found.experiment_id for found in _pages(client.search_experiments)}
+        _check_experiment(experiment, ids)
+        return [
+            _Recorded(run.info.run_id, run.info.status, run.data.params, run.data.metrics, run.data.tags)
+            for run in _pages(partial(client.search_runs, [ids[experiment]]))
+        ]
+    except MlflowException as error:
+        raise _unreadable(uri, error) from error
+
+
+def _pages(search: Callable) -> Iterator[Any]:
+    """Go through all of a search, of which one call gives 1,000 entries at most."""
+    page = search(max_results=1000)
+    yield from page
+    while page.token:
+        page = search(max_results=1000, page_token=page.token)
+        yield from page
+
+
+def _check_experiment(experiment: str, known: Iterable[str]) -> None:
+    if experiment not in known:
+        raise InputError(f"tracking.experiment: got {experiment!r}{_choices(experiment, known)}")
+
+
+def _unreadable(uri: str, error: Exception) -> InputError:
+    said = re.sub(r"//[^/\s]*@", "//***@", f"cannot read {uri}, got {error}")  # no passwords in logs
+    return InputError(f"tracking.uri: {said} (give an MLflow database or the address of a running MLflow server)")
+
+
+def _choices(got: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(got, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f", expected one of {', '.join(sorted(known))}{hint}"
+
+
+def _to_frame(recorded: Iterable[_Recorded]) -> DataFrame:
+    runs = [
+        run
+        for run in recorded
+        if run.tags.get("stagetree.kind") == "run" and run.tags.get("stagetree.superseded") != "true"
+    ]
+    params = list(dict.fromkeys([*PARAMS, *sorted({key for run in runs for key in run.params})]))
+    rows = [
+        {
+            **run.params,
+            **{key.replace("/", "_"): _unclamped(value) for key, value in run.metrics.items()},
+            "run_id": run.run_id,
+            "run_name": run.tags.get("mlflow.runName"),
+            "sweep": run.tags.get("stagetree.sweep"),
+            "uid": run.tags.get("stagetree.uid"),
+            "status": run.status.lower(),
+            "reason": run.tags.get("stagetree.reason"),
+        }
+        for run in runs
+    ]
+    frame = DataFrame(rows, columns=[*ATTRIBUTES, *params, *METRICS], dtype=object)
+    numbers = {key: _to_numbers(frame[key]) for key in params if key not in _TEXT_PARAMS}
+    frame = frame.assign(**numbers).astype(dict.fromkeys(METRICS, "float64"))
+    return frame.sort_values(["uid", "run_id"], ignore_index=True)
+
+
+def _unclamped(value: float) -> float:
+    """MLflow stores infinity as the largest float."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
+
+
+def _to_numbers(column: Series) -> Series:
+    for dtype in ("Int64", "float64"):  # whole numbers stay exact: seeds go up to 2**63 - 1
+        try:
+            return column.astype(dtype)
+        except (ValueError, OverflowError):
+            pass
+    return column
+
+
+# ---------------------------------------------------------------- rank
+
+
+def choose_metric(frame: DataFrame, metric: str | None = None) -> str:
+    """Check a metric's name (`test_acc` or MLflow's `test/acc`), or choose one for `None`.
+
+    The choice is `val_acc` if any finished run has it, else `test_acc`. Where only some were validated the others get
+    no rank, rather than being compared by another split's figure.
+
+    Raises:
+        InputError: there is no such metric, or no finished run has a value of it.
+    """
+    finished = frame[frame["status"] == "finished"]
+    if metric is None:
+        return "val_acc" if finished["val_acc"].notna().any() else "test_acc"
+    name = metric.replace("/", "_")
+    known = [known for known in METRICS if finished.empty or finished[known].notna().any()]
+    if name in METRICS and name not in known:
+        raise InputError(f"report.metric: no finished run has a value of {name!r}{_choices(name, known)}")
+    if name not in known:
+        raise InputError(f"report.metric: got {metric!r}{_choices(name, known)}")
+    return name
+
+
+def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
+    """Order the runs best first, in the columns of the leaderboard.
+
+    Accuracies rank downwards, losses and seconds upwards. Ties are broken by the other metrics in the order of
+    `METRICS`, then by uid, so the same configurations rank alike in every store. Runs that are not finished, or whose
+    metric is not finite, have no rank and come last. Params beyond `PARAMS` are shown if they vary.
+
+    Args:
+        frame: from `load`.
+        metric: as for `choose_metric`.
+
+    Raises:
+        InputError: as `choose_metric`.
+    """
+    metric = choose_metric(frame, metric)
+    ranked = (frame["status"] == "finished") & np.isfinite(frame[metric])
+    tier = frame["status"].map(_STATUSES.index).add(1).mask(ranked, 0)
+    ordered = frame.loc[_best_first(frame, metric, tier, "uid", "run_id")]
+    described, others = _split_params(frame[_params(frame)])
+    reason = ["reason"] if frame["reason"].notna().any() else []
+    columns = ["run_name", "run_id", *described, *_figures(metric), "status", *others, *reason]
+    return _numbered(ordered[columns], int(ranked.sum()))
+
+
+def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFrame:
+    """Make one line of the runs that are equal in all params but `over`, ranked by the mean of the metric.
+
+    Each metric has `_mean`, `_std` (ddof=1; empty for one value) and `_n` over the finite values of finished runs. `n`
+    counts finished runs, `n_failed` those that failed or were killed; a uid that occurs twice counts once.
+
+    Args:
+        frame: from `load`.
+        over: a param, such as `seed`.
+        metric: as for `choose_metric`.
+
+    Raises:
+        InputError: there is no such param, or as `choose_metric`.
+    """
+    metric = choose_metric(frame, metric)
+    identity = _params(frame)
+    if over not in identity:
+        raise InputError(f"report.group_by: got {over!r}{_choices(over, identity)}")
+    identity.remove(over)
+    finished = frame["status"] == "finished"
+    runs = frame.assign(n=finished, n_failed=frame["status"].isin(["failed", "killed"]))
+    runs[list(METRICS)] = runs[list(METRICS)].where(np.isfinite(runs[list(METRICS)])).mask(~finished)
+    runs = runs.sort_values(["n", "uid"], ascending=[False, True]).drop_duplicates("uid")  # finished ones stay
+    runs = runs.set_index(runs.groupby(identity, dropna=False).ngroup())
+    line = runs.groupby(level=0)
+    first, mean = runs[~runs.index.duplicated()], line[list(METRICS)].mean()
+    statistics = {}
+    for name in _figures(metric):
+        statistics |= {f"{name}_mean": mean[name], f"{name}_std": line[name].std(), f"{name}_n": line[name].count()}
+    ranked = mean[metric].notna()
+    order = _best_first(mean.assign(uid=first["uid"]), metric, ~ranked, "uid")
+    described, others = _split_params(first[identity])
+    lines = first[[*described, *others]].assign(**statistics, **line[["n", "n_failed"]].sum())
+    return _numbered(lines.loc[order, [*described, *statistics, "n", "n_failed", *others]], int(ranked.sum()))
+
+
+def _params(frame: DataFrame) -> list[str]:
+    return [name for name in frame if name not in (*ATTRIBUTES, *METRICS) and not _DERIVED.fullmatch(name)]
+
+
+def _split_params(params: DataFrame) -> tuple[list[str], list[str]]:
+    """Name the params of the leaderboard: `PARAMS` with the optimizer settings that vary, and others that vary."""
+    varying = [name for name in params if params[name].nunique() > 1]
+    settings = [name for name in _OPTIMIZER_SETTINGS if name in varying]
+    after_optimizer = PARAMS.index("optimizer") + 1
+    described = [*PARAMS[:after_optimizer], *settings, *PARAMS[after_optimizer:]]
+    return [name for name in described if name in params], [name for name in varying if name not in described]
+
+
+def _figures(metric: str) -> list[str]:
+    return list(dict.fromkeys([*_FIGURES, metric, "train_seconds"]))
+
+
+def _best_first(frame: DataFrame, metric: str, tier: Series, *last: str) -> pd.Index:
+    """Order the rows' labels: by tier, then the metric, then the ties."""
+    names = dict.fromkeys([metric, *(name for name in METRICS if name != "train_seconds")])
+    keys = {name: -frame[name] if name.endswith("_acc") else frame[name] for name in names}
+    keys = DataFrame({"tier": tier, **keys, **{name: frame[name] for name in last}})
+    return keys.sort_values(list(keys)).index
+
+
+def _numbered(frame: DataFrame, n_ranked: int) -> DataFrame:
+    frame = frame.reset_index(drop=True)
+    ranks = [*range(1, n_ranked + 1), *[None] * (len(frame) - n_ranked)]
+    frame.insert(0, "rank", pd.array(ranks, dtype="Int64"))
+    return frame
+
+
+# ---------------------------------------------------------------- write
+
+
+def write_csv(frame: DataFrame, path: Path) -> None:
+    """Write a leaderboard as a whole or not at all: UTF-8, lines ended by LF, floats at full precision.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front
+    (OWASP, https://owasp.org/www-community/attacks/CSV_Injection).
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    text = {name: frame[name].map(_defuse) for name in frame.select_dtypes(exclude="number")}
+    defused = frame.assign(**text).rename(columns=_defuse)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, defused.to_csv(index=False, lineterminator="\n").encode())
+    except OSError as error:
+        raise InputError(f"report.output: cannot write {path}, got {error.strerror} (give another file)") from error
+
+
+def _defuse(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    if re.match(r"[\t\r\n\0]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]", cell):
+        cell = f"'{cell}"
+    return re.sub(r"\r\n?", "\n", cell)  # Python 3.11's csv does not quote a lone CR, which readers take for a new line
+
+
+# ---------------------------------------------------------------- show
+
+
+def show(frame: DataFrame, top: int, console: Console, *, metric: str, path: Path) -> None:
+    """Print the first lines of a leaderboard, and a last line that says what there is.
+
+    A column appears if it varies. On a terminal those that matter least make way until the table fits; elsewhere, as in
+    a file or a pipe, all are there uncut.
+
+    Args:
+        frame: from `rank` or `aggregate`.
+        top: lines to print.
+        console: where to.
+        metric: it was ranked by.
+        path: of the CSV file.
+    """
+    if frame.empty:
+        _print_line(f"no runs yet: {path} has its header alone (train one: stagetree train)", console)
+        return
+    columns = {name: [_printable(cell) for cell in cells] for name, cells in _format_columns(frame, top).items()}
+    widths = {name: max(map(cell_len, (name, *cells))) for name, cells in columns.items()}
+    if console.is_terminal:
+        widths = _fit(widths, metric, console.width)
+    table = Table(box=None, pad_edge=False)
+    for name, width in widths.items():
+        is_text = name in frame and frame[name].dtype == object
+        table.add_column(Text(_printable(name)), width=width, no_wrap=True, justify="left" if is_text else "right")
+    for row in zip(*(columns[name] for name in widths), strict=True):
+        table.add_row(*map(Text, row))  # Text: a name in [brackets] is no markup
+    options = console.options.update(width=sum(widths.values()) + 2 * len(widths))
+    console.print(Segments(console.render(table, options)), crop=False, end="")
+    _print_line(_summary(frame, top, metric, path), console)
+
+
+def _format_columns(frame: DataFrame, top: int) -> dict[str, list[str]]:
+    """Format the columns that are worth printing; mean and standard deviation become one."""
+    columns = {}
+    for name in frame:
+        metric, _, statistic = name.rpartition("_")
+        if metric in METRICS:
+            if statistic == "mean" and frame[name].notna().any():
+                pairs = zip(frame[name].head(top), frame[f"{metric}_std"].head(top), strict=True)
+                columns[metric] = [_format_spread(metric, mean, std) for mean, std in pairs]
+        elif name in _ALWAYS_SHOWN or _says_something(frame[name].head(top) if name == "status" else frame[name]):
+            columns[name] = [_format(name, value) for value in frame[name].head(top)]
+    return columns
+
+
+def _says_something(column: Series) -> bool:
+    return column.notna().any() if column.name in METRICS else column.nunique(dropna=False) > 1
+
+
+def _format(name: str, value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    if name.endswith("_acc"):
+        return f"{100 * value:.2f} %"
+    if name.endswith("_loss"):
+        return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
+    if name == "train_seconds":
+        return f"{value:.1f}"
+    if name == "n_params":
+        return f"{value:,}"
+    if name == "run_id":
+        return value[:8]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _format_spread(name: str, mean: float, std: float) -> str:
+    if pd.isna(std):
+        return _format(name, mean)
+    return f"{_format(name, mean).removesuffix(' %')} ± {_format(name, std)}"
+
+
+def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
+    """Choose columns by importance until a line is full; what stays is in its order, cut to 40 characters."""
+    first = ["rank", metric, "n"]
+    if "run_name" in widths:  # says itself what varies
+        first += ["run_name", "status", "run_id", *METRICS[:4]]
+    chosen, free = {}, limit
+    for name in dict.fromkeys([*first, *widths]):
+        width = min(widths.get(name, limit), 40)
+        if name in widths and width <= free:
+            chosen[name] = width
+            free -= width + 2
+    return {name: chosen[name] for name in widths if name in chosen}
+
+
+def _summary(frame: DataFrame, top: int, metric: str, path: Path) -> str:
+    if "status" in frame:
+        n_runs, states = len(frame), frame["status"].value_counts()
+        counts = {name: states.get(name, 0) for name in _STATUSES if name != "finished"}
+    else:
+        n_failed = int(frame["n_failed"].sum())
+        n_runs, counts = int(frame["n"].sum()) + n_failed, {"failed": n_failed}
+    said = [f"{count} {name}" for name, count in counts.items() if count or name == "failed"]
+    unit = "run" if n_runs == 1 else "runs"
+    best = f"the first {top} lines above, " if top < len(frame) else ""
+    return f"{n_runs} {unit}, {', '.join(said)}; ranked by {metric}; {best}all in {path}"
+
+
+def _printable(text: str) -> str:
+    """Keep names from steering the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _print_line(line: str, console: Console) -> None:
+    console.print(Text(_printable(line)), soft_wrap=True)

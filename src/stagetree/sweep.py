@@ -1,0 +1,325 @@
+"""One command's runs, from checked configurations to the leaderboard.
+
+Nothing is trained before all configurations are checked, all data is prepared and the plan is written down. What
+workers did is read from their event logs and from checkpoints, never from what a launcher returns.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stagetree import checkpoint, data
+from stagetree.compose import Job
+from stagetree.config import Config, InputError, to_run
+from stagetree.describe import RunEntry, describe
+from stagetree.events import EventLog, EventReader
+from stagetree.plan import Node, Run, StageTree, Unit, cut_waves
+from stagetree.progress import ProgressDisplay
+from stagetree.tail import Tail
+from stagetree.tracking import Tracker, store_uri
+from stagetree.unit import Settings, write_unit
+
+Launch = Callable[[Path, Sequence[str]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would train."""
+
+    jobs: Sequence[Job]
+    runs: Mapping[str, Run]
+    """The distinct ones, by uid."""
+    entries: tuple[RunEntry, ...]
+    whole: StageTree
+    """All runs merged, as if nothing were finished."""
+    tree: StageTree
+    """What is left to train."""
+    waves: list[list[Unit]]
+    data: Mapping[str, data.DataInfo]
+    """By digest."""
+    config: Config
+    """Of the first job, for settings that all share."""
+
+    @property
+    def sweep_id(self) -> str:
+        """Names the set of runs: the same command, run again, goes on with the same sweep."""
+        return hashlib.sha256("".join(sorted(self.runs)).encode()).hexdigest()[:12]
+
+    @property
+    def epochs_asked(self) -> int:
+        return sum(stage.epochs for run in self.runs.values() for stage in run.stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, runs and units as plain values."""
+        names = {entry.uid: entry.name for entry in self.entries}
+        waiting = {node.uid for node in self.tree.walk() if node.final}
+        return {
+            "sweep": self.sweep_id,
+            "points": len(self.jobs),
+            "duplicates": len(self.jobs) - len(self.runs),
+            "finished": len(self.runs) - len(waiting),
+            "epochs_asked": self.epochs_asked,
+            "epochs_distinct": self.whole.epochs,
+            "epochs_to_train": self.tree.epochs,
+            "runs": [
+                {"uid": uid, "name": names[uid], "stages": _pairs(run), "finished": uid not in waiting}
+                for uid, run in self.runs.items()
+            ],
+            "waves": [[[_describe_node(node) for root in unit for node in root.walk()] for unit in wave]
+                      for wave in self.waves],
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """The counts for people."""
+        values = self.as_dict()
+        to_train = len(self.runs) - values["finished"]
+        units = sum(map(len, self.waves))
+        saved = 1 - self.whole.epochs / self.epochs_asked
+        lines = [
+            f"sweep {self.sweep_id}: {values['points']} points, {values['duplicates']} duplicates, "
+            f"{values['finished']} finished, {to_train} to train",
+            f"epochs: {self.epochs_asked} asked for, {self.whole.epochs} after sharing prefixes "
+            f"({saved:.0%} saved), {self.tree.epochs} to train",
+        ]
+        if units:
+            lines.append(f"units: {units} in {len(self.waves)} wave{'s' * (len(self.waves) > 1)}")
+        return "\n".join(lines)
+
+
+def _pairs(run: Run) -> list[list[float]]:
+    return [[stage.epochs, stage.lr] for stage in run.stages]
+
+
+def _describe_node(node: Node) -> dict[str, Any]:
+    return {"uid": node.uid, "parent": node.parent, "epochs": node.epochs, "lr": node.lr, "final": node.final}
+
+
+# ---------------------------------------------------------------- plan
+
+
+def plan(jobs: Sequence[Job], *, workers: int) -> Plan:
+    """Prepare the data, merge the runs and cut them into units for `workers`; train nothing.
+
+    Raises:
+        InputError: with a line for each problem of any job.
+    """
+    config = _common_settings(jobs)
+    output_dir = Path(config.output_dir)
+    prepared = _prepare_data(jobs, output_dir)
+    runs: dict[str, Run] = {}
+    kept: dict[str, Job] = {}
+    for job in jobs:
+        info = prepared[job.config.dataset]
+        run = to_run(
+            job.config, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes),
+            n_train=info.n_train, device=resolve_device(job.config.trainer.device),
+        )  # fmt: skip
+        runs.setdefault(run.uid, run)
+        kept.setdefault(run.uid, job)
+    whole = StageTree.build(runs.values())
+    asked = whole if config.trainer.share_prefixes else StageTree.build(runs.values(), share=False)
+    tree = asked.remaining(checkpoint.finished(checkpoint.folder_of(output_dir)))
+    infos = {uid: prepared[job.config.dataset] for uid, job in kept.items()}
+    entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole)
+    by_digest = {info.digest: info for info in prepared.values()}
+    return Plan(jobs, runs, entries, whole, tree, cut_waves(tree, workers), by_digest, config)
+
+
+def _common_settings(jobs: Sequence[Job]) -> Config:
+    """Settings of the sweep as a whole must not vary within it."""
+    first = jobs[0].config
+    names = ("workers", "pack_size", "share_prefixes", "test_every_epoch", "checkpoint_every_s")
+    pairs = [(f"trainer.{name}", {getattr(job.config.trainer, name) for job in jobs}) for name in names]
+    pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in ("tracking", "report", "output_dir")]
+    varying = [name for name, values in pairs if len(values) > 1]
+    if varying:
+        raise InputError("\n".join(f"{name}: must be one for the whole sweep, got several values" for name in varying))
+    return first
+
+
+def _prepare_data(jobs: Sequence[Job], output_dir: Path) -> dict[Any, data.DataInfo]:
+    """Prepare each distinct data set once, and report the problems of all."""
+    prepared, problems = {}, []
+    for dataset in dict.fromkeys(job.config.dataset for job in jobs):
+        try:
+            prepared[dataset] = data.prepare(dataset, output_dir)
+            for note in prepared[dataset].notes:
+                print(f"note: {note}", file=sys.stderr)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return prepared
+
+
+def resolve_device(device: str) -> str:
+    """What `auto` stands for on this machine, found out without importing torch."""
+    if device != "auto":
+        return device
+    cpu_build = metadata.version("torch").endswith("+cpu")
+    if Path("/proc/driver/nvidia/version").exists() and not cpu_build:
+        return "cuda"
+    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+
+
+# ---------------------------------------------------------------- run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended."""
+
+    exit_code: int
+    """0: all runs finished; 3: some failed, or could not be recorded."""
+    objective: float
+    """The best validation accuracy, or test accuracy where there is no validation set; NaN if no run finished."""
+    text: str
+    """What to print last."""
+
+
+def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[str]) -> Outcome:
+    """Train what is not finished, track it, and rank the runs.
+
+    Args:
+        jobs: the points of the grid.
+        workers: units that `launch` runs at a time.
+        launch: takes a folder and unit ids, runs `train_unit` for each, and returns when all have ended.
+        command: as typed, for the record.
+    """
+    planned = plan(jobs, workers=workers)
+    print(planned.text(), flush=True)
+    output_dir = Path(planned.config.output_dir).resolve()
+    # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
+    folder = output_dir / "sweeps" / planned.sweep_id / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    checkpoint.write_atomic(folder / "sweep.json", json.dumps(planned.as_dict() | {"command": list(command)}).encode())
+    tracking = planned.config.tracking
+    uri = store_uri(tracking.uri, output_dir)
+    waiting = {node.uid for node in planned.tree.walk()}
+    names = {entry.uid: entry.name for entry in planned.entries if entry.uid in waiting}
+
+    def new_tracker():
+        return Tracker(
+            uri=uri, experiment=tracking.experiment, artifacts=output_dir / "artifacts", sweep_id=planned.sweep_id,
+            command=shlex.join(command), runs=planned.entries, checkpoints=checkpoint.folder_of(output_dir),
+        )  # fmt: skip
+
+    progress = ProgressDisplay(epochs=planned.tree.epochs, names=names)
+    with Tail(folder / "events", progress, new_tracker) as tail:
+        crew = _Crew(planned, output_dir, folder, launch)
+        for wave in planned.waves:
+            crew.train(wave)
+    return _outcome(planned, uri, tail.tracking_error)
+
+
+class _Crew:
+    """Launches units until each has come to its end, or what kills its worker has failed."""
+
+    def __init__(self, planned: Plan, output_dir: Path, folder: Path, launch: Launch):
+        self.folder, self.launch = folder, launch
+        self.checkpoints = checkpoint.folder_of(output_dir)
+        trainer = planned.config.trainer
+        self.settings = Settings(
+            output_dir=str(output_dir),
+            data={digest: str(Path(info.folder).resolve()) for digest, info in planned.data.items()},
+            pack_size=trainer.pack_size,
+            test_every_epoch=trainer.test_every_epoch,
+            checkpoint_every_s=trainer.checkpoint_every_s,
+        )
+        self._unit_ids = (f"{number:04d}" for number in count())
+        self._failed: set[str] = set()
+        self._retried: set[str] = set()
+
+    def train(self, units: Sequence[Unit]) -> None:
+        """Launch one wave. What a dead worker left is halved until the culprit is alone, which is tried once more."""
+        units = [tuple(root for root in unit if root.parent not in self._failed) for unit in units]
+        while units := [unit for unit in units if unit]:
+            again = []
+            for left in self._launch(units):
+                if len(left) > 1:
+                    again += [left[: len(left) // 2], left[len(left) // 2 :]]
+                elif left[0].uid not in self._retried:
+                    self._retried.add(left[0].uid)
+                    again.append(left)
+                else:
+                    self._fail(left[0])
+            units = again
+
+    def _launch(self, units: Sequence[Unit]) -> list[Unit]:
+        """Launch units and return what is left of those whose workers died."""
+        by_id = {unit_id: unit for unit, unit_id in zip(units, self._unit_ids, strict=False)}
+        for unit_id, unit in by_id.items():
+            write_unit(self.folder, unit_id, unit, self.settings)
+        try:
+            self.launch(self.folder, list(by_id))
+        except Exception as error:  # launchers raise when a worker dies; the logs say what was reached
+            print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+        events = list(EventReader(self.folder / "events").read())
+        ended = {event["unit"] for event in events if event["kind"] == "unit_done"}
+        self._failed |= {event["uid"] for event in events if event["kind"] == "failed"}
+        done = checkpoint.finished(self.checkpoints)
+        left = [StageTree(unit).remaining(done) for unit_id, unit in by_id.items() if unit_id not in ended]
+        return [roots for tree in left if (roots := tuple(r for r in tree.roots if r.uid not in self._failed))]
+
+    def _fail(self, root: Node) -> None:
+        log = EventLog(self.folder / "events", "launcher")
+        reason = "its worker died twice without a word (killed, out of memory or crashed)"
+        log.append({"kind": "failed", "uid": root.uid, "reason": reason, "traceback": ""})
+        log.close()
+        self._failed.add(root.uid)
+
+
+# ---------------------------------------------------------------- leaderboard
+
+
+def _outcome(planned: Plan, uri: str, tracking_error: Exception | None) -> Outcome:
+    """Rank this sweep's runs, print the top and write the file."""
+    folder = checkpoint.folder_of(Path(planned.config.output_dir))
+    records = [checkpoint.read_record(folder, uid) for uid in planned.runs]
+    finished = [record for record in records if record is not None and record.test is not None]
+    scores = [record.history[-1].get("val/acc", record.test["test/acc"]) for record in finished]
+    objective = max(scores, default=math.nan)
+    if tracking_error is not None:
+        message = (
+            f"tracking at {uri} failed: {tracking_error}\n"
+            "The results are kept; run the same command again to record them."
+        )
+        return Outcome(3, objective, message)
+    from stagetree import report
+
+    frame = report.load(uri, planned.config.tracking.experiment)
+    frame = report.rank(frame[frame["uid"].isin(planned.runs)], planned.config.report.metric)
+    if len(planned.runs) > 1:
+        report.write_csv(frame, Path(planned.config.report.output))
+    report.show(frame, planned.config.report.top, Console())
+    n_failed = len(planned.runs) - len(finished)
+    text = "stagetree ui  opens these runs in MLflow"
+    if n_failed:
+        text = f"{n_failed} of {len(planned.runs)} runs failed\n" + text
+    return Outcome(3 if n_failed else 0, objective, text)
+
+
+def leaderboard(config: Config) -> None:
+    """Rank all runs of the experiment, print the top and write the file."""
+    from stagetree import report
+
+    frame = report.load(store_uri(config.tracking.uri, Path(config.output_dir)), config.tracking.experiment)
+    if config.report.group_by:
+        frame = report.aggregate(frame, config.report.group_by)
+    else:
+        frame = report.rank(frame, config.report.metric)
+    report.write_csv(frame, Path(config.report.output))
+    report.show(frame, config.report.top, Console())

@@ -1,0 +1,83 @@
+"""Follow a sweep's event logs while it trains, for MLflow and for the person who waits."""
+
+import threading
+from pathlib import Path
+
+from stagetree.events import EventReader
+from stagetree.progress import ProgressDisplay
+
+POLL_S = 0.5
+
+
+class Tail:
+    """A thread that reads events as they come; use as a context manager around the training.
+
+    Training goes on while tracking is down: what could not be written is written at the end, or by the next start of
+    the same sweep.
+
+    Args:
+        events: folder of the logs.
+        progress: shows what happens.
+        new_tracker: connects to MLflow. Called in the thread, as importing MLflow takes seconds.
+    """
+
+    def __init__(self, events: Path, progress: ProgressDisplay, new_tracker):
+        self._events = events
+        self._progress = progress
+        self._new_tracker = new_tracker
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="tail", daemon=True)
+        self._tracker = None
+        self.tracking_error: Exception | None = None
+
+    def __enter__(self) -> "Tail":
+        self._progress.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._progress.__exit__()
+
+    def _follow(self) -> None:
+        reader = EventReader(self._events)
+        try:
+            self._tracker = self._new_tracker()
+        except Exception as error:
+            self.tracking_error = error
+        while True:
+            ending = self._stop.is_set()  # asked before reading, so that the last events are seen
+            for event in reader.read():
+                self._progress.on_event(event)
+                self._track(lambda tracker, event=event: tracker.on_event(event))
+            self._progress.refresh()
+            self._track(lambda tracker: tracker.flush())
+            if ending:
+                break
+            self._stop.wait(POLL_S)
+        self._finish()
+
+    def _track(self, write) -> None:
+        """Write to MLflow, unless it failed before."""
+        if self.tracking_error is None:
+            try:
+                write(self._tracker)
+            except Exception as error:
+                self.tracking_error = error
+                self._progress.console.print(
+                    f"tracking failed: {error}\n(training goes on; what is missing is written at the end)",
+                    style="yellow", markup=False, highlight=False,
+                )  # fmt: skip
+
+    def _finish(self) -> None:
+        """Write the rest; after an outage, everything once more from the logs, which doubles nothing."""
+        if self.tracking_error is not None:
+            self.tracking_error = None
+            self._track(lambda _: self._reconnect())
+        self._track(lambda tracker: tracker.close())
+
+    def _reconnect(self) -> None:
+        self._tracker = self._new_tracker()
+        for event in EventReader(self._events).read():
+            self._tracker.on_event(event)

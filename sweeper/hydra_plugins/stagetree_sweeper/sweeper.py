@@ -1,0 +1,39 @@
+"""The sweeper. Hydra executes this module at each start, so everything heavy is imported when a sweep runs."""
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class StagetreeSweeper(Sweeper):
+    """Plans the whole grid at once, and gives Hydra's launcher units of the plan instead of jobs.
+
+    Args:
+        mode: `train`, or print the plan and train nothing: `plan` as text, `plan_json` as JSON.
+        params: overrides that belong to the grid, as those of Hydra's basic sweeper.
+    """
+
+    def __init__(self, mode: str, params: DictConfig | None) -> None:
+        self.mode = mode
+        self.params = params
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from stagetree.cli import train_grid
+
+        return train_grid(self.hydra_context, self.config, arguments, mode=self.mode)
+
+
+# A dict, since Hydra 1.3 may execute this module twice and a dataclass would then be unequal to itself.
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="stagetree",
+    node={"_target_": f"{__name__}.StagetreeSweeper", "mode": "train", "params": {}},
+    provider="stagetree",
+)

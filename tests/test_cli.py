@@ -1,0 +1,349 @@
+"""The command line, from what is typed to what Hydra, the sweeper plugin and the launchers are given."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import stagetree
+from stagetree import cli, launch, ui
+from stagetree.config import InputError
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run `stagetree ...` in this process, in an empty folder, and return its exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    dataset = tmp_path / "own" / "dataset"
+    dataset.mkdir(parents=True)
+    (dataset / "tiny.yaml").write_text("name: digits\nroot: data\n")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["stagetree", *words])
+        try:
+            return cli.main() or 0
+        except SystemExit as error:
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)  # as the interpreter does
+                return 1
+            return error.code
+        finally:
+            GlobalHydra.instance().clear()
+
+    return run
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Stand in for `stagetree.sweep` and for training: what each sweep was given, and which units were trained."""
+    seen = SimpleNamespace(jobs=None, workers=None, command=None, units=[], fails=(), reported=None)
+
+    def run(jobs, *, workers, launch, command):
+        seen.jobs, seen.workers, seen.command = jobs, workers, command
+        sweep_dir = Path(jobs[0].config.output_dir).resolve() / "sweeps" / "it's (1), ok"
+        ids = [f"{number:04d}" for number in range(len(jobs))]
+        launch(sweep_dir, ids[:-1])
+        launch(sweep_dir, ids[-1:])
+        assert {folder for folder, _ in seen.units} == {sweep_dir}
+        return SimpleNamespace(exit_code=3 if seen.fails else 0, objective=0.5, text="the end")
+
+    def plan(jobs, *, workers):
+        seen.jobs, seen.workers = jobs, workers
+        return SimpleNamespace(text=lambda: f"{len(jobs)} runs", as_dict=lambda: {"runs": len(jobs)})
+
+    def train_unit(sweep_dir, unit_id):
+        seen.units.append((sweep_dir, unit_id))
+        if unit_id in seen.fails:
+            sys.exit("this unit gives up")
+        return {}
+
+    def leaderboard(config):
+        seen.reported = config.report
+
+    for name, stub in {
+        "sweep": SimpleNamespace(run=run, plan=plan, leaderboard=leaderboard),
+        "train": SimpleNamespace(train_unit=train_unit),
+    }.items():
+        monkeypatch.setitem(sys.modules, f"stagetree.{name}", stub)
+        monkeypatch.setattr(stagetree, name, stub, raising=False)
+    return seen
+
+
+OWN = ("--config-dir", "own", "dataset=tiny")
+HERE = (*OWN, "hydra/launcher=basic")
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("typed", "seen"),
+    [
+        (["train", "seed=1"], ["seed=1"]),
+        (["seed=1"], ["seed=1"]),
+        (["-m", "seed=1,2"], ["-m", "seed=1,2"]),
+        (["~report"], ["~report"]),
+        (["sweep", "a=1,2", "--config-dir", "X", "b=3"], ["-m", "--config-dir", "X", "a=1,2", "b=3"]),
+        (["train", "seed=1", "-m", "model=a"], ["-m", "seed=1", "model=a"]),
+        (["sweep", "-m", "a=1"], ["-m", "a=1"]),
+        (["sweep", "a=1", "--cfg", "job"], ["--cfg", "job", "a=1"]),
+        (["sweep", "--help"], ["--help"]),
+        (["plan", "a=1"], ["-m", "a=1", "hydra.sweeper.mode=plan"]),
+        (["plan", "--json", "a=1"], ["-m", "a=1", "hydra.sweeper.mode=plan_json"]),
+        (["train", "schedule.stages=[(3,1e-1)]"], ["schedule.stages=[[3,1e-1]]"]),
+        (
+            ["report", "--metric", "test_acc", "--top=20"],
+            ["report.metric=test_acc", "report.top=20", "hydra.run.dir=."],
+        ),
+        (["report", "--output", "my (best).csv"], ["report.output='my (best).csv'", "hydra.run.dir=."]),
+        (["report", "--group-by", "seed"], ["report.group_by=seed", "hydra.run.dir=."]),
+        (["ui", "--port", "5001"], ["ui.port=5001", "hydra.run.dir=."]),
+    ],
+)
+def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):
+    command, words = cli.split_command(typed)
+    assert cli.hydra_words(command, words) == seen
+
+
+def test_an_unknown_command_is_named_with_the_nearest(command, capsys):
+    assert command("trian", "seed=1") == 1
+    assert capsys.readouterr().err == (
+        "stagetree: there is no command 'trian', expected one of train, sweep, plan, report, ui; did you mean train?\n"
+    )
+
+
+def test_a_command_that_does_not_train_refuses_to_sweep(command, capsys):
+    assert command("report", "-m", "report.top=1,2") == 1
+    assert "takes no -m" in capsys.readouterr().err
+
+
+def test_a_flag_that_does_not_exist_is_a_mistake_of_usage(command):
+    assert command("train", "--nope") == 1
+
+
+# ---------------------------------------------------------------- one run
+
+
+def test_train_makes_one_job_and_runs_its_unit_here(command, sweeps, capsys):
+    assert command("train", *OWN, "schedule.stages=[(3,1e-1)]", "seed=7") == 0
+    (job,) = sweeps.jobs
+    assert job.overrides == ("dataset=tiny", "schedule.stages=[[3,1e-1]]", "seed=7")
+    assert (job.config.seed, job.config.schedule.stages[0].epochs) == (7, 3)
+    assert sweeps.command == ["stagetree", "--config-dir", "own", *job.overrides]
+    assert len(sweeps.units) == 1
+    assert capsys.readouterr().out == "the end\n"
+
+
+def test_a_run_that_fails_exits_with_3(command, sweeps):
+    sweeps.fails = ("0000",)
+    assert command("train", *OWN) == 3
+
+
+def test_a_mistake_is_told_without_a_traceback(command, sweeps, capsys):
+    assert command("train", *OWN, "optimizer.momentum=-1", "seed=-1") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "optimizer.momentum: must be at least 0.0, got -1",
+        "seed: must be at least 0, got -1",
+    ]
+    assert sweeps.jobs is None
+
+
+def test_a_group_option_that_does_not_exist_is_told_with_what_there_is(command, capsys):
+    assert command("train", *OWN, "model=nope") == 1
+    error = capsys.readouterr().err
+    assert "Could not find 'model/nope'" in error
+    assert "mlp_300" in error
+
+
+def test_full_errors_keep_the_traceback(command, sweeps, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InputError, match=r"seed: must be at least 0"):
+        command("train", *OWN, "seed=-1")
+
+
+def test_ctrl_c_exits_with_130(command, sweeps, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stagetree.sweep, "run", interrupted)
+    assert command("train", *OWN) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_another_sweeper_gets_the_objective_of_each_job(command, sweeps, monkeypatch):
+    seen = []
+    monkeypatch.setitem(cli.TASKS, "train", lambda cfg, task=cli._train: seen.append(task(cfg)) or seen[-1])
+    assert command("train", "-m", *HERE, "hydra/sweeper=basic", "seed=1,2") == 0
+    assert seen == [0.5, 0.5]
+
+
+def test_another_sweeper_gets_an_exception_for_a_job_that_fails(command, sweeps, capsys):
+    sweeps.fails = ("0000",)
+    assert command("train", "-m", *HERE, "hydra/sweeper=basic", "seed=1,2") == 1
+    assert "RuntimeError: the end" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+def test_sweep_gives_the_whole_grid_to_one_plan_and_its_units_to_the_launcher(command, sweeps, tmp_path):
+    assert command("sweep", *HERE, "seed=1,2", "schedule.stages=[(3,1e-1)],[(2,1e-1),(1,1e-2)]") == 0
+    assert [(job.config.seed, len(job.config.schedule.stages)) for job in sweeps.jobs] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    assert [unit for _, unit in sweeps.units] == ["0000", "0001", "0002", "0003"]
+    assert sweeps.workers == 1
+
+
+def test_a_sweep_leaves_no_folder_or_file_of_hydras(command, sweeps, tmp_path):
+    assert command("sweep", *HERE, "seed=1,2") == 0
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if "own" not in path.parts}
+    folder = "mlruns/sweeps/it's (1), ok"
+    assert made == {"mlruns", "mlruns/sweeps", folder, f"{folder}/units", *(f"{folder}/units/000{i}" for i in (0, 1))}
+
+
+def test_a_unit_that_fails_leaves_the_others_running(command, sweeps):
+    sweeps.fails = ("0000",)
+    assert command("sweep", *HERE, "seed=1,2,3") == 3
+    assert len(sweeps.units) == 3
+
+
+def test_a_mistake_anywhere_in_a_grid_trains_nothing(command, sweeps, capsys):
+    assert command("sweep", *HERE, "seed=1,2,-3") == 1
+    assert capsys.readouterr().err == "seed: must be at least 0, got -3 (in seed=-3)\n"
+    assert sweeps.jobs is None
+
+
+def test_a_mandatory_group_may_be_swept(command, sweeps, tmp_path):
+    (tmp_path / "own" / "mine.yaml").write_text("defaults: [config, _self_, {override model: \"???\"}]\n")
+    assert command("sweep", *HERE, "-cn", "mine", "model=mlp,softmax") == 0
+    assert len(sweeps.units) == 2
+
+
+def test_plan_prints_and_trains_nothing(command, sweeps, tmp_path, capsys):
+    assert command("plan", *OWN, "seed=1,2", "trainer.workers=7") == 0
+    assert capsys.readouterr().out == "2 runs\n"
+    assert command("plan", *OWN, "seed=1,2", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": 2}
+    assert sweeps.units == []
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):
+    assert command("sweep", *OWN, "hydra.sweeper.mode=pln") == 1
+    assert "expected one of plan, plan_json, train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("launcher", "wanted", "workers"),
+    [
+        ({"_target_": "a.BasicLauncher"}, "auto", 1),
+        ({"_target_": "a.BasicLauncher"}, 3, 3),
+        ({"_target_": "a.JoblibLauncher", "n_jobs": -1}, "auto", 8),
+        ({"_target_": "a.JoblibLauncher", "n_jobs": -2}, "auto", 7),
+        ({"_target_": "a.JoblibLauncher", "n_jobs": -20}, "auto", 1),
+        ({"_target_": "a.JoblibLauncher", "n_jobs": 2}, "auto", 2),
+        ({"_target_": "a.JoblibLauncher", "n_jobs": 2}, 5, 5),
+        ({"_target_": "a.LocalLauncher"}, "auto", 8),
+    ],
+)
+def test_workers_are_what_the_launcher_runs_side_by_side(monkeypatch, launcher, wanted, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    config = OmegaConf.create({"hydra": {"launcher": launcher}})
+    assert launch.count_workers(config, wanted) == workers
+
+
+def test_an_empty_batch_is_never_launched():
+    config = OmegaConf.create({"hydra": {"launcher": None}})  # any launch would fail
+    launch.launch_by_hydra(None, config, overrides=(), workers=1)(Path("sweep"), [])
+
+
+# ---------------------------------------------------------------- report and ui
+
+
+def test_report_hands_its_options_on(command, sweeps, tmp_path):
+    assert (
+        command("report", *OWN, "--metric", "test_acc", "--top", "3", "--group-by", "seed", "--output", "a b.csv") == 0
+    )
+    assert sweeps.reported.model_dump() == {"metric": "test_acc", "top": 3, "group_by": "seed", "output": "a b.csv"}
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_ui_says_when_nothing_is_recorded(command, capsys):
+    assert command("ui", *OWN) == 1
+    assert "no runs are recorded in" in capsys.readouterr().err
+
+
+def test_ui_leaves_a_server_to_the_browser(command, capsys):
+    assert command("ui", *OWN, "tracking.uri=http://somewhere:1") == 1
+    assert "open http://somewhere:1 in a browser" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_refused_and_0_picks_one():
+    refusal = pytest.raises(InputError, match=r"ui.port: \d+ cannot be had on 127.0.0.1")
+    with ui.socket.create_server(("127.0.0.1", 0)) as server, refusal:
+        ui._free_port(server.getsockname()[1])
+    assert ui._free_port(0) > 0
+
+
+# ---------------------------------------------------------------- as a program
+
+
+def program(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "stagetree", *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_loads_nothing_heavy(words):
+    code = (
+        "import sys; from stagetree.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main(); "
+        "sys.exit(','.join({'torch', 'mlflow', 'pandas', 'hydra', 'pydantic'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "-", *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"\n  {name} " in done.stdout for name in cli.OPTIONS)
+
+
+def test_the_version_is_the_packages():
+    assert program("--version").stdout == f"stagetree {stagetree.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "choices"),
+    [
+        ("stagetree ", ["train", "sweep", "plan", "report", "ui"]),
+        ("stagetree s", ["sweep"]),
+        ("stagetree report --m", ["--metric"]),
+        (
+            "stagetree sweep model=mlp,softmax 'schedule.stages=[(1,2)]' loss=",
+            ["loss=cross_entropy", "loss=mse", "loss=nll"],
+        ),
+        ("stagetree train schedule=sm", ["schedule=smoke"]),
+        ("stagetree model=so", ["model=softmax"]),
+        ("~/bin/stagetree report report.gro", ["report.group_by="]),
+    ],
+)
+def test_tab_completes_commands_options_groups_and_settings(line, choices):
+    started = time.monotonic()
+    done = program("-sc", "query=bash", COMP_LINE=line)
+    assert (done.stdout.split(), done.stderr) == (choices, "")
+    assert time.monotonic() - started < 6  # 0.3 s on a quiet machine

@@ -1,0 +1,189 @@
+"""The stage tree: what is merged, what is cut, and who identifies it."""
+
+import random
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+
+from stagetree.plan import Finished, Node, Run, Stage, StageTree, cut_waves, next_pack, prefix_uid
+
+
+def run(*stages, trunk="t", shape="s"):
+    return Run(trunk=f'"{trunk}"', shape=f'"{shape}"', stages=tuple(Stage(*stage) for stage in stages))
+
+
+def lines(tree):
+    """Each node as `(epochs trained here, lr, depth in stages)`."""
+    return [(node.epochs, node.lr, len(node.stages)) for node in tree.walk()]
+
+
+def finished(*runs, tested=True):
+    uids = frozenset(one.uid for one in runs)
+    return Finished(states=uids, tested=uids if tested else frozenset())
+
+
+def test_a_uid_is_the_same_in_every_process_and_on_every_machine():
+    """Invariant 5: literal hex strings."""
+    trunk = '{"data":"00","seed":1}'
+    uid = prefix_uid(trunk, (Stage(20, 1e-1), Stage(10, 1e-3)))
+    expected = "2a437ce7c0c3982abd2fdadffbcb74243a9a7d529532216e5cd53a0019d9d91b"
+    assert uid == expected
+    code = f"from stagetree.plan import *; print(prefix_uid({trunk!r}, (Stage(20, 0.1), Stage(10, 0.001))))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == expected
+
+
+def test_a_shared_prefix_is_one_node():
+    tree = StageTree.build([run((20, 0.1), (10, 1e-3)), run((20, 0.1), (10, 1e-4))])
+    assert lines(tree) == [(20, 0.1, 1), (10, 1e-4, 2), (10, 1e-3, 2)]
+    assert tree.epochs == 40
+
+
+def test_a_longer_stage_goes_on_from_the_shorter_one():
+    tree = StageTree.build([run((20, 0.1)), run((30, 0.1)), run((20, 0.1), (5, 0.01))])
+    first, *below = tree.walk()
+    assert (first.epochs, first.final, first.first_epoch, first.starts_stage) == (20, True, 0, True)
+    stage, longer = below
+    assert (stage.epochs, stage.first_epoch, stage.starts_stage, stage.parent) == (5, 20, True, first.uid)
+    assert (longer.epochs, longer.first_epoch, longer.starts_stage, longer.parent) == (10, 20, False, first.uid)
+    assert longer.uid == run((30, 0.1)).uid
+
+
+def test_two_stages_of_one_lr_are_not_one_longer_stage():
+    """The optimizer may start afresh between them."""
+    tree = StageTree.build([run((2, 0.1), (3, 0.1)), run((5, 0.1))])
+    assert sorted(lines(tree)) == [(2, 0.1, 1), (3, 0.1, 1), (3, 0.1, 2)]
+
+
+def test_other_trunks_share_nothing():
+    assert StageTree.build([run((2, 0.1)), run((2, 0.1), trunk="u")]).epochs == 4
+
+
+def test_without_sharing_each_run_is_trained_by_itself():
+    runs = [run((20, 0.1), (10, 1e-3)), run((20, 0.1), (10, 1e-4))]
+    assert StageTree.build(runs, share=False).epochs == 60
+
+
+def test_order_and_repetition_of_choices_do_not_change_the_plan():
+    """Invariant 4, last part."""
+    runs = [run((a, x), (b, y), trunk=t) for a, x, b, y, t in product((1, 2), (0.1, 0.2), (1, 3), (0.1,), "tu")]
+    expected = StageTree.build(runs)
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(runs * 2, 2 * len(runs))
+        assert StageTree.build(shuffled) == expected
+        assert cut_waves(StageTree.build(shuffled), 3) == cut_waves(expected, 3)
+
+
+def test_every_run_ends_at_exactly_one_node_that_all_its_epochs_lead_to():
+    rng = random.Random(0)
+    runs = {r.uid: r for r in (
+        run(*[(rng.randint(1, 3), rng.choice((0.1, 0.2))) for _ in range(rng.randint(1, 4))]) for _ in range(200)
+    )}  # fmt: skip
+    nodes = {node.uid: node for node in StageTree.build(runs.values()).walk()}
+    assert {uid for uid, node in nodes.items() if node.final} == set(runs)
+    for uid, one in runs.items():
+        epochs, node = 0, nodes[uid]
+        while node:
+            epochs += node.epochs
+            node = nodes.get(node.parent)
+        assert epochs == sum(stage.epochs for stage in one.stages)
+
+
+def test_a_finished_sweep_leaves_nothing():
+    runs = [run((2, 0.1), (1, 0.01)), run((2, 0.1), (1, 0.02))]
+    done = finished(*runs, run((2, 0.1)))
+    assert StageTree.build(runs).remaining(done) == StageTree(())
+
+
+def test_what_is_finished_is_cut_off_and_the_rest_starts_from_it():
+    runs = [run((2, 0.1), (1, 0.01)), run((2, 0.1), (1, 0.02))]
+    left = StageTree.build(runs).remaining(finished(run((2, 0.1)), runs[0]))
+    assert lines(left) == [(1, 0.02, 2)]
+    assert left.roots[0].parent == run((2, 0.1)).uid
+
+
+@pytest.mark.parametrize("reached", [1, 19])
+def test_a_state_within_a_stage_is_gone_on_from(reached):
+    left = StageTree.build([run((20, 0.1), (5, 0.01))]).remaining(finished(run((reached, 0.1)), tested=False))
+    node = left.roots[0]
+    assert (node.epochs, node.first_epoch, node.starts_stage) == (20 - reached, reached, False)
+    assert node.parent == run((reached, 0.1)).uid
+    assert left.epochs == 25 - reached
+
+
+def test_a_state_without_final_figures_is_only_evaluated():
+    one = run((2, 0.1))
+    left = StageTree.build([one]).remaining(finished(one, tested=False))
+    assert [(node.epochs, node.parent) for node in left.walk()] == [(0, one.uid)]
+
+
+def test_a_finished_run_is_extended_by_what_is_new():
+    longer = StageTree.build([run((20, 0.1), (10, 1e-3), (10, 1e-4))])
+    assert longer.remaining(finished(run((20, 0.1), (10, 1e-3)))).epochs == 10
+
+
+def test_nodes_survive_their_way_through_json():
+    for node in StageTree.build([run((2, 0.1), (1, 0.01)), run((3, 0.1))]).walk():
+        copy = Node.from_json(node.to_json())
+        assert copy.to_json() == node.to_json()
+        assert (copy.stages, copy.uid, copy.first_epoch) == (node.stages, node.uid, node.first_epoch)
+
+
+# ---------------------------------------------------------------- units, waves, packs
+
+
+def grid(n_roots, n_leaves, shape="s"):
+    return [
+        run((2, a), (1, b), shape=shape)
+        for a in range(1, n_roots + 1) for b in range(1, n_leaves + 1)
+    ]  # fmt: skip
+
+
+def uids(units):
+    return sorted(node.uid for unit in units for root in unit for node in root.walk())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("shape", [(4, 4), (1, 16), (5, 1)])
+def test_waves_train_each_node_once_and_parents_first(workers, shape):
+    """Invariant 4, first part."""
+    tree = StageTree.build(grid(*shape))
+    waves = cut_waves(tree, workers)
+    assert uids([unit for wave in waves for unit in wave]) == sorted(node.uid for node in tree.walk())
+    assert all(len(wave) <= workers for wave in waves)
+    seen = set()
+    for wave in waves:
+        for unit in wave:
+            here = {node.uid for root in unit for node in root.walk()}
+            assert all(root.parent is None or root.parent in seen for root in unit)
+            assert not here & seen
+        seen |= set(uids(wave))
+
+
+def test_subtrees_enough_for_all_workers_are_one_wave():
+    waves = cut_waves(StageTree.build(grid(4, 4)), 2)
+    assert [[len(unit) for unit in wave] for wave in waves] == [[2, 2]]
+
+
+def test_a_tree_of_one_root_is_cut_at_its_fork_to_feed_all_workers():
+    waves = cut_waves(StageTree.build(grid(1, 16)), 2)
+    assert [[len(unit) for unit in wave] for wave in waves] == [[1], [8, 8]]
+
+
+def test_one_worker_gets_all_in_one_wave():
+    waves = cut_waves(StageTree.build(grid(1, 16)), 1)
+    assert [[len(unit) for unit in wave] for wave in waves] == [[1]]
+
+
+def test_units_keep_equal_shapes_together():
+    runs = grid(4, 2, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 9)]
+    (wave,) = cut_waves(StageTree.build(runs), 2)
+    assert [{root.shape for root in unit} for unit in wave] == [{'"s"'}, {'"v"'}]
+
+
+def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
+    ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk="z")]).roots
+    assert [node.lr for node in next_pack(ready, lambda shape: 8)] == [0.2, 0.3]
+    assert len(next_pack(ready, lambda shape: 1)) == 1
