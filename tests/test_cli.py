@@ -228,7 +228,7 @@ def test_a_mistake_anywhere_in_a_grid_trains_nothing(command, sweeps, capsys):
 
 
 def test_a_mandatory_group_may_be_swept(command, sweeps, tmp_path):
-    (tmp_path / "own" / "mine.yaml").write_text("defaults: [config, _self_, {override model: \"???\"}]\n")
+    (tmp_path / "own" / "mine.yaml").write_text('defaults: [config, _self_, {override model: "???"}]\n')
     assert command("sweep", *HERE, "-cn", "mine", "model=mlp,softmax") == 0
     assert len(sweeps.units) == 2
 

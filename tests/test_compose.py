@@ -132,9 +132,10 @@ def test_a_thousand_jobs_are_composed_in_seconds(grid):
     assert time.process_time() - started < 10  # 2.2 s on a quiet core; Hydra alone takes 60
 
 
-def test_params_of_the_sweeper_join_the_grid_and_the_command_line_wins(loader, master):
-    with flag_override(master, "struct", False):
-        master.hydra.sweeper.params = {"seed": "1,2", "dataset": "tiny", "schedule.stages": "[(1,.1)],[(2,.1)]"}
+def test_params_of_the_sweeper_join_the_grid_and_the_command_line_wins(loader, tmp_path):
+    params = "{seed:'1,2',dataset:tiny,schedule.stages:'[(1,.1)],[(2,.1)]'}"
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "dataset=tiny", f"hydra.sweeper.params={params}"]
+    master = compose("config", overrides=overrides, return_hydra_config=True)
     jobs = compose_grid(loader, master, ["seed=7", "model=softmax,mlp"])
     assert [job.config.seed for job in jobs] == [7] * 4
     assert [job.config.schedule.stages[0].epochs for job in jobs] == [1, 1, 2, 2]

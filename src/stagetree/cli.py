@@ -96,7 +96,8 @@ def _run(words: Sequence[str]) -> None:
     import hydra
 
     sys.argv = [sys.argv[0], *words]
-    hydra.main(version_base="1.3", config_path=str(_conf_dir()), config_name="config")(TASKS[command])()
+    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}  # 1.4 warns when it is given
+    hydra.main(**base, config_path=str(_conf_dir()), config_name="config")(TASKS[command])()
 
 
 def _asks_completion(words: Sequence[str]) -> bool:

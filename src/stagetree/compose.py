@@ -147,7 +147,7 @@ def _value_test(config_loader: ConfigLoader, config: DictConfig) -> Callable[[Ov
                 key, results_filter=None, config_name=name, overrides=hydra_overrides
             )
             is_group[key] = bool(options)
-        return not is_group[key] or isinstance(override.value(), dict)
+        return not is_group[key]
 
     return is_value
 

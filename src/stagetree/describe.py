@@ -35,7 +35,12 @@ def describe(
 ) -> tuple[RunEntry, ...]:
     """Describe each run; names say what varies in the sweep."""
     params = {uid: _params(config, infos[uid]) for uid, config in configs.items()}
-    varying = {key for one in params.values() for key in one if len({str(p.get(key)) for p in params.values()}) > 1}
+    # a setting that only some optimizers or losses have varies where those that have it differ
+    values: dict[str, set[str]] = {}
+    for one in params.values():
+        for key, value in one.items():
+            values.setdefault(key, set()).add(str(value))
+    varying = {key for key, distinct in values.items() if len(distinct) > 1}
     paths = _paths(whole)
     users: dict[str, int] = {}
     for path in paths.values():
@@ -108,7 +113,7 @@ _NOT_IN_NAMES = {"hidden_sizes", "n_params", "n_layers", "epochs_total", "datase
 
 
 def _name(params: Mapping[str, Any], varying: set[str]) -> str:
-    """`784-300-10` style names are cut in MLflow's table, so: `300 sgd lr 0.1>0.001 epochs 20>10 seed 2`."""
+    """Short, as MLflow's table cuts names: `300 sgd lr 0.1>0.001 epochs 20>10 seed 2`."""
     words = []
     for key, value in params.items():
         if key not in _IN_NAMES and (key not in varying or key in _NOT_IN_NAMES or key[-1].isdigit()):

@@ -1,5 +1,6 @@
 """Run the units of a sweep: in this process, or through whichever launcher Hydra was told to use."""
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +46,20 @@ def launch_by_hydra(
             but composing must succeed, and a group may be mandatory.
         workers: jobs side by side, for launchers that have such a setting.
     """
-    config = config.copy()
     job_num = count()
 
     def launch(sweep_dir: Path, unit_ids: Sequence[str]) -> None:
         if not unit_ids:
             return  # some launchers refuse an empty batch
-        with open_dict(config):
-            config.hydra.sweep.dir = str(sweep_dir)
-            if "n_jobs" in config.hydra.launcher:
-                config.hydra.launcher.n_jobs = workers
+        settings = {"sweep.dir": str(sweep_dir)}
+        if "n_jobs" in config.hydra.launcher:
+            settings["launcher.n_jobs"] = workers
+        master = _with_hydra_settings(config, settings)
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=partial(_unit_task, sweep_dir), config=config
+            hydra_context=context, task_function=partial(_unit_task, sweep_dir), config=master
         )
         first, *_ = [next(job_num) for _ in unit_ids]
-        launcher.launch([[*overrides, *_unit_overrides(sweep_dir, unit_id)] for unit_id in unit_ids], first)
+        launcher.launch([[*overrides, *_unit_overrides(unit_id)] for unit_id in unit_ids], first)
 
     return launch
 
@@ -80,11 +80,16 @@ def _unit_task(sweep_dir: Path, _: DictConfig) -> dict[str, Any]:
     return run_unit(sweep_dir, HydraConfig.get().job.name)
 
 
-def _unit_overrides(sweep_dir: Path, unit_id: str) -> list[str]:
-    quoted = str(sweep_dir).replace("'", "\\'")
-    return [
-        f"hydra.sweep.dir='{quoted}'",
-        f"hydra.sweep.subdir='units/{unit_id}'",
-        f"hydra.job.name='{unit_id}'",
-        "hydra.output_subdir=null",
-    ]
+def _with_hydra_settings(config: DictConfig, settings: dict[str, Any]) -> DictConfig:
+    """A copy with values set under `hydra`, both for the launcher and for the jobs, which Hydra composes anew."""
+    config = copy.deepcopy(config)
+    with read_write(config.hydra), open_dict(config.hydra):
+        for key, value in settings.items():
+            OmegaConf.update(config.hydra, key, value)
+            quoted = value if isinstance(value, int) else "'" + value.replace("'", "\\'") + "'"
+            config.hydra.overrides.hydra.append(f"hydra.{key}={quoted}")
+    return config
+
+
+def _unit_overrides(unit_id: str) -> list[str]:
+    return [f"hydra.sweep.subdir='units/{unit_id}'", f"hydra.job.name='{unit_id}'", "hydra.output_subdir=null"]

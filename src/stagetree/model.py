@@ -80,7 +80,8 @@ class Pack:
     """
 
     def __init__(self, states: Sequence[State], *, activation: str, dropout: float, device: str = "cpu"):
-        self.names = list(states[0])
+        # by layer, the weight before the bias, whatever order a file gave them
+        self.names = sorted(states[0], key=lambda name: (int(name.split(".")[0]), name.endswith("bias")))
         self.activation = ACTIVATIONS[activation]()
         self.dropout = dropout
         self.parameters = []

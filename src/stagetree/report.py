@@ -213,27 +213,6 @@ def _to_numbers(column: Series) -> Series:
 # ---------------------------------------------------------------- rank
 
 
-def choose_metric(frame: DataFrame, metric: str | None = None) -> str:
-    """Check a metric's name (`test_acc` or MLflow's `test/acc`), or choose one for `None`.
-
-    The choice is `val_acc` if any finished run has it, else `test_acc`. Where only some were validated the others get
-    no rank, rather than being compared by another split's figure.
-
-    Raises:
-        InputError: there is no such metric, or no finished run has a value of it.
-    """
-    finished = frame[frame["status"] == "finished"]
-    if metric is None:
-        return "val_acc" if finished["val_acc"].notna().any() else "test_acc"
-    name = metric.replace("/", "_")
-    known = [known for known in METRICS if finished.empty or finished[known].notna().any()]
-    if name in METRICS and name not in known:
-        raise InputError(f"report.metric: no finished run has a value of {name!r}{_choices(name, known)}")
-    if name not in known:
-        raise InputError(f"report.metric: got {metric!r}{_choices(name, known)}")
-    return name
-
-
 def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
     """Order the runs best first, in the columns of the leaderboard.
 
@@ -243,19 +222,20 @@ def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
 
     Args:
         frame: from `load`.
-        metric: as for `choose_metric`.
+        metric: one of `METRICS`, or as MLflow spells it, `test/acc`. None: `val_acc` if any finished run has it, else
+            `test_acc`. Where only some were validated, the others get no rank rather than another split's figure.
 
     Raises:
-        InputError: as `choose_metric`.
+        InputError: there is no such metric, or no finished run has a value of it.
     """
-    metric = choose_metric(frame, metric)
+    metric = _choose_metric(frame, metric)
     ranked = (frame["status"] == "finished") & np.isfinite(frame[metric])
     tier = frame["status"].map(_STATUSES.index).add(1).mask(ranked, 0)
     ordered = frame.loc[_best_first(frame, metric, tier, "uid", "run_id")]
     described, others = _split_params(frame[_params(frame)])
     reason = ["reason"] if frame["reason"].notna().any() else []
     columns = ["run_name", "run_id", *described, *_figures(metric), "status", *others, *reason]
-    return _numbered(ordered[columns], int(ranked.sum()))
+    return _numbered(ordered[columns], int(ranked.sum()), metric)
 
 
 def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFrame:
@@ -267,12 +247,12 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
     Args:
         frame: from `load`.
         over: a param, such as `seed`.
-        metric: as for `choose_metric`.
+        metric: as for `rank`.
 
     Raises:
-        InputError: there is no such param, or as `choose_metric`.
+        InputError: there is no such param, or as `rank`.
     """
-    metric = choose_metric(frame, metric)
+    metric = _choose_metric(frame, metric)
     identity = _params(frame)
     if over not in identity:
         raise InputError(f"report.group_by: got {over!r}{_choices(over, identity)}")
@@ -291,7 +271,20 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
     order = _best_first(mean.assign(uid=first["uid"]), metric, ~ranked, "uid")
     described, others = _split_params(first[identity])
     lines = first[[*described, *others]].assign(**statistics, **line[["n", "n_failed"]].sum())
-    return _numbered(lines.loc[order, [*described, *statistics, "n", "n_failed", *others]], int(ranked.sum()))
+    return _numbered(lines.loc[order, [*described, *statistics, "n", "n_failed", *others]], int(ranked.sum()), metric)
+
+
+def _choose_metric(frame: DataFrame, metric: str | None) -> str:
+    finished = frame[frame["status"] == "finished"]
+    if metric is None:
+        return "val_acc" if finished["val_acc"].notna().any() else "test_acc"
+    name = metric.replace("/", "_")
+    known = [known for known in METRICS if finished.empty or finished[known].notna().any()]
+    if name in METRICS and name not in known:
+        raise InputError(f"report.metric: no finished run has a value of {name!r}{_choices(name, known)}")
+    if name not in known:
+        raise InputError(f"report.metric: got {metric!r}{_choices(name, known)}")
+    return name
 
 
 def _params(frame: DataFrame) -> list[str]:
@@ -319,10 +312,11 @@ def _best_first(frame: DataFrame, metric: str, tier: Series, *last: str) -> pd.I
     return keys.sort_values(list(keys)).index
 
 
-def _numbered(frame: DataFrame, n_ranked: int) -> DataFrame:
+def _numbered(frame: DataFrame, n_ranked: int, metric: str) -> DataFrame:
     frame = frame.reset_index(drop=True)
     ranks = [*range(1, n_ranked + 1), *[None] * (len(frame) - n_ranked)]
     frame.insert(0, "rank", pd.array(ranks, dtype="Int64"))
+    frame.attrs["metric"] = metric  # for `show`
     return frame
 
 
@@ -358,7 +352,7 @@ def _defuse(cell: Any) -> Any:
 # ---------------------------------------------------------------- show
 
 
-def show(frame: DataFrame, top: int, console: Console, *, metric: str, path: Path) -> None:
+def show(frame: DataFrame, top: int, console: Console, path: Path | None = None) -> None:
     """Print the first lines of a leaderboard, and a last line that says what there is.
 
     A column appears if it varies. On a terminal those that matter least make way until the table fits; elsewhere, as in
@@ -368,16 +362,16 @@ def show(frame: DataFrame, top: int, console: Console, *, metric: str, path: Pat
         frame: from `rank` or `aggregate`.
         top: lines to print.
         console: where to.
-        metric: it was ranked by.
-        path: of the CSV file.
+        path: of the CSV file; None: there is none.
     """
     if frame.empty:
-        _print_line(f"no runs yet: {path} has its header alone (train one: stagetree train)", console)
+        where = f", so {path} has only its header" if path else ""
+        _print_line(f"no runs yet{where} (train one: stagetree train)", console)
         return
     columns = {name: [_printable(cell) for cell in cells] for name, cells in _format_columns(frame, top).items()}
     widths = {name: max(map(cell_len, (name, *cells))) for name, cells in columns.items()}
     if console.is_terminal:
-        widths = _fit(widths, metric, console.width)
+        widths = _fit(widths, frame.attrs["metric"], console.width)
     table = Table(box=None, pad_edge=False)
     for name, width in widths.items():
         is_text = name in frame and frame[name].dtype == object
@@ -386,7 +380,7 @@ def show(frame: DataFrame, top: int, console: Console, *, metric: str, path: Pat
         table.add_row(*map(Text, row))  # Text: a name in [brackets] is no markup
     options = console.options.update(width=sum(widths.values()) + 2 * len(widths))
     console.print(Segments(console.render(table, options)), crop=False, end="")
-    _print_line(_summary(frame, top, metric, path), console)
+    _print_line(_summary(frame, top, path), console)
 
 
 def _format_columns(frame: DataFrame, top: int) -> dict[str, list[str]]:
@@ -443,7 +437,7 @@ def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
     return {name: chosen[name] for name in widths if name in chosen}
 
 
-def _summary(frame: DataFrame, top: int, metric: str, path: Path) -> str:
+def _summary(frame: DataFrame, top: int, path: Path | None) -> str:
     if "status" in frame:
         n_runs, states = len(frame), frame["status"].value_counts()
         counts = {name: states.get(name, 0) for name in _STATUSES if name != "finished"}
@@ -452,8 +446,12 @@ def _summary(frame: DataFrame, top: int, metric: str, path: Path) -> str:
         n_runs, counts = int(frame["n"].sum()) + n_failed, {"failed": n_failed}
     said = [f"{count} {name}" for name, count in counts.items() if count or name == "failed"]
     unit = "run" if n_runs == 1 else "runs"
-    best = f"the first {top} lines above, " if top < len(frame) else ""
-    return f"{n_runs} {unit}, {', '.join(said)}; ranked by {metric}; {best}all in {path}"
+    parts = [f"{n_runs} {unit}, {', '.join(said)}", f"ranked by {frame.attrs['metric']}"]
+    if top < len(frame):
+        parts.append(f"first {top} of {len(frame)} lines above")
+    if path:
+        parts.append(f"all in {path}")
+    return "; ".join(parts)
 
 
 def _printable(text: str) -> str:

@@ -304,7 +304,8 @@ def _outcome(planned: Plan, uri: str, tracking_error: Exception | None) -> Outco
     frame = report.rank(frame[frame["uid"].isin(planned.runs)], planned.config.report.metric)
     if len(planned.runs) > 1:
         report.write_csv(frame, Path(planned.config.report.output))
-    report.show(frame, planned.config.report.top, Console())
+    path = Path(planned.config.report.output) if len(planned.runs) > 1 else None
+    report.show(frame, planned.config.report.top, Console(), path)
     n_failed = len(planned.runs) - len(finished)
     text = "stagetree ui  opens these runs in MLflow"
     if n_failed:
@@ -322,4 +323,4 @@ def leaderboard(config: Config) -> None:
     else:
         frame = report.rank(frame, config.report.metric)
     report.write_csv(frame, Path(config.report.output))
-    report.show(frame, config.report.top, Console())
+    report.show(frame, config.report.top, Console(), Path(config.report.output))

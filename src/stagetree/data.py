@@ -1,0 +1,285 @@
+"""Data sets as four arrays on disk that all workers map, identified by their content; splits and epoch orders."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stagetree import datasets
+from stagetree.checkpoint import write_atomic
+from stagetree.config import Dataset, InputError
+from stagetree.plan import canonical_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What is known of a prepared data set without opening its arrays."""
+
+    folder: str
+    digest: str
+    """sha256 over types, shapes and bytes of the arrays: content only, wherever and however it was stored."""
+    name: str
+    image_shape: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: tuple[str, ...]
+    n_train: int
+    n_test: int
+    scale: float
+    """Pixels are divided by this: 255 for bytes, 1 for the user's own floats."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of it."""
+
+    @property
+    def in_features(self) -> int:
+        channels, height, width = self.image_shape
+        return channels * height * width
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set mapped into memory: images `(n, in_features)`, channel by channel, and int64 labels `(n,)`."""
+
+    info: DataInfo
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+# ---------------------------------------------------------------- prepare, load
+
+
+def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
+    """Bring a data set into the cache, unless its source is unchanged, and check it.
+
+    Runs once, in the launching process; two that do so at a time are fine.
+
+    Raises:
+        InputError: naming what is wrong with the source, or with the settings for this data.
+    """
+    cache = output_dir / "data"
+    # what decides the arrays, not how they are normalised or divided
+    ignored = {"mean", "std", "val_size", "val_seed", "duplicates"}
+    source = dataset.model_dump(mode="json", exclude=ignored) | {"root": str(Path(dataset.root).resolve())}
+    index = cache / f"{hashlib.sha256(canonical_json(source).encode()).hexdigest()[:16]}.json"
+    info = _from_index(index, datasets.fingerprint(dataset))
+    if info is None:
+        arrays = datasets.read(dataset)
+        _check(arrays, dataset)
+        info = _store(arrays, dataset.name, cache)
+        entry = {"fingerprint": datasets.fingerprint(dataset), "folder": Path(info.folder).name}
+        write_atomic(index, canonical_json(entry).encode())
+    _check_settings(dataset, info)
+    return info
+
+
+def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
+    """What the cache holds of a source in this very state."""
+    try:
+        entry = json.loads(index.read_bytes())
+        if entry["fingerprint"] != fingerprint:
+            return None
+        return _read_info(index.parent / entry["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is only a cache: read the source again
+
+
+def _read_info(folder: Path) -> DataInfo:
+    values = json.loads((folder / "data.json").read_bytes())
+    tuples = {name: tuple(values[name]) for name in ("image_shape", "classes", "notes")}
+    return DataInfo(**{**values, **tuples, "folder": str(folder)})
+
+
+def _store(source: datasets.Source, name: str, cache: Path) -> DataInfo:
+    arrays = {key: np.ascontiguousarray(getattr(source, key)) for key in ARRAYS}
+    image_shape = tuple(map(int, arrays["train_images"].shape[1:]))
+    flat = {key: array.reshape(len(array), -1) if array.ndim > 1 else array for key, array in arrays.items()}
+    digest = _digest(flat)
+    info = DataInfo(
+        folder=str(cache / digest[:16]),
+        digest=digest,
+        name=name,
+        image_shape=image_shape,
+        classes=source.classes,
+        n_train=len(flat["train_labels"]),
+        n_test=len(flat["test_labels"]),
+        scale=255.0 if flat["train_images"].dtype == np.uint8 else 1.0,
+        notes=_notes(name, flat),
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=cache, prefix=".new-"))
+    try:
+        for key, array in flat.items():
+            np.save(aside / f"{key}.npy", array, allow_pickle=False)
+        (aside / "data.json").write_text(canonical_json({**asdict(info), "folder": ""}))
+        shutil.rmtree(info.folder, ignore_errors=True)  # made anew only if it was damaged or of another name
+        os.replace(aside, info.folder)
+    except OSError:
+        if not Path(info.folder).exists():  # else another process was quicker with the same content
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return info
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for key in ARRAYS:
+        digest.update(f"{arrays[key].dtype.str}{arrays[key].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).data)
+    return digest.hexdigest()
+
+
+def load(folder: Path, digest: str) -> Arrays:
+    """Map a prepared data set read-only, so that workers share its pages, and verify its digest.
+
+    Raises:
+        InputError: it is gone or damaged.
+    """
+    try:
+        info = _read_info(folder)
+        # mode "c": nothing is written to the file, and torch takes the array without a warning
+        arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
+        intact = _digest(arrays) == digest
+    except (OSError, ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise InputError(f"{folder}: the prepared data is gone or damaged (delete the folder; it is made again)")
+    return Arrays(info, **arrays)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check(source: datasets.Source, dataset: Dataset) -> None:
+    """Refuse what cannot be trained on."""
+    if source.test_images.shape[1:] != source.train_images.shape[1:]:
+        shapes = f"{source.train_images.shape[1:]} and {source.test_images.shape[1:]}"
+        raise InputError(f"{dataset.root}: training and test pictures must have one shape, got {shapes}")
+    if source.train_images.dtype != source.test_images.dtype:
+        types = f"{source.train_images.dtype} and {source.test_images.dtype}"
+        raise InputError(f"{dataset.root}: training and test pictures must have one type, got {types}")
+    n_classes = len(source.classes)
+    for part, labels in (("training", source.train_labels), ("test", source.test_labels)):
+        outside = labels[(labels < 0) | (labels >= n_classes)]
+        if len(outside):
+            raise InputError(
+                f"{dataset.root}: {part} labels must be 0 to {n_classes - 1}, got {outside[0]} "
+                "(every class needs training pictures)"
+            )
+    counts = np.bincount(source.train_labels, minlength=n_classes)
+    empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+        raise InputError(
+            f"{dataset.root}: no training pictures of class {', '.join(empty)} (add some, or number the classes anew)"
+        )
+
+
+def _notes(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Count test pictures that stand among the training pictures too."""
+    train = {row.tobytes() for row in arrays["train_images"]}
+    both = sum(row.tobytes() in train for row in arrays["test_images"])
+    n_test = len(arrays["test_images"])
+    return (f"{name}: {both} of {n_test} test pictures stand in the training set too",) if both else ()
+
+
+def _check_settings(dataset: Dataset, info: DataInfo) -> None:
+    channels = info.image_shape[0]
+    for name in ("mean", "std"):
+        given = getattr(dataset, name)
+        if len(given) not in (0, 1, channels):
+            raise InputError(f"dataset.{name}: needs 1 or {channels} values, one a channel, got {list(given)}")
+    n_val = _val_count(info.n_train, dataset.val_size)
+    if n_val >= info.n_train:
+        raise InputError(f"dataset.val_size: must leave pictures to train on, got {n_val} of {info.n_train}")
+    if dataset.val_size and not n_val:
+        raise InputError(f"dataset.val_size: {dataset.val_size} of {info.n_train} pictures is none (set 0 for none)")
+    if info.notes and dataset.duplicates == "error":
+        raise InputError(f"{info.notes[0]} (remove them, or set dataset.duplicates=warn)")
+
+
+# ---------------------------------------------------------------- split, order, pixels
+
+
+def _val_count(n: int, val_size: int | float) -> int:
+    # random_split floors each share and deals what is left over from the first, the training set, on
+    return val_size if isinstance(val_size, int) else int(np.floor(n * val_size))
+
+
+def split(n: int, val_size: int | float, seed: int) -> tuple["Tensor", "Tensor"]:
+    """Choose training and validation members: int64 indices, as `torch.utils.data.random_split` does.
+
+    Args:
+        n: pictures to divide.
+        val_size: a count, or a fraction below 1; 0: all are for training, in the data's own order.
+        seed: of the generator.
+    """
+    import torch
+
+    if not val_size:
+        return torch.arange(n), torch.empty(0, dtype=torch.int64)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    n_train = n - _val_count(n, val_size)
+    return order[:n_train], order[n_train:]
+
+
+def generator(seed: int, epoch: int, purpose: str, device: "torch.device | str" = "cpu") -> "torch.Generator":
+    """Make the generator of one epoch for one purpose: a function of its arguments, never a carried state."""
+    import torch
+
+    digest = hashlib.sha256(f"{purpose} {seed} {epoch}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def epoch_order(indices: "Tensor", *, seed: int, epoch: int, shuffle: bool) -> "Tensor":
+    """Put the training members into the order of one epoch, from `(seed, epoch)` alone.
+
+    Args:
+        indices: int64 `(n,)`.
+        seed: of the run.
+        epoch: counted from 0 over the whole schedule, not within a stage.
+        shuffle: `False` leaves them as they are.
+    """
+    import torch
+
+    if not shuffle:
+        return indices
+    order = torch.randperm(len(indices), generator=generator(seed, epoch, "order"))
+    return indices[order.to(indices.device)]
+
+
+def to_float(pixels: "Tensor", info: DataInfo, mean: Sequence[float], std: Sequence[float]) -> "Tensor":
+    """Scale and normalise: the bits of torchvision's `ToTensor` and `Normalize`.
+
+    Args:
+        pixels: `(..., in_features)`, channel by channel.
+        info: of their data set.
+        mean: for each channel, or one for all; empty: 0.
+        std: likewise; empty: 1.
+    """
+    import torch
+
+    x = pixels.float()
+    if info.scale != 1.0:
+        x = x.div_(info.scale)
+    if not mean and not std:
+        return x
+    by_channel = x.view(*x.shape[:-1], info.image_shape[0], -1)
+    if mean:
+        by_channel.sub_(torch.tensor(mean, device=x.device)[:, None])
+    if std:
+        by_channel.div_(torch.tensor(std, device=x.device)[:, None])
+    return x
