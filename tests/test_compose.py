@@ -125,6 +125,17 @@ def test_without_hydras_private_method_each_job_is_composed_whole(loader, master
     assert compose_grid(PublicLoader(), master, ["dataset=tiny", *arguments]) == fast
 
 
+@pytest.mark.parametrize("group", ["model", "optimizer", "schedule", "loss", "trainer", "tracking"])
+def test_each_option_writes_out_every_setting_so_that_each_can_be_overridden(grid, group):
+    jobs = grid(f"{group}=glob(*)", *(["tracking.uri=http://x"] if group == "tracking" else []))
+    assert len(jobs) == len(list((CONF / group).glob("*.yaml")))
+    for job in jobs:
+        settings = getattr(job.config, group)
+        assert settings.model_fields_set == set(type(settings).model_fields), job.overrides
+        if group in ("optimizer", "loss", "trainer"):  # and they are the schema's own defaults
+            assert settings == type(settings)(**settings.model_dump(include={"name"}))
+
+
 @pytest.mark.slow
 def test_a_thousand_jobs_are_composed_in_seconds(grid):
     started = time.process_time()
@@ -134,7 +145,7 @@ def test_a_thousand_jobs_are_composed_in_seconds(grid):
 
 def test_params_of_the_sweeper_join_the_grid_and_the_command_line_wins(loader, tmp_path):
     params = "{seed:'1,2',dataset:tiny,schedule.stages:'[(1,.1)],[(2,.1)]'}"
-    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "dataset=tiny", f"hydra.sweeper.params={params}"]
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "dataset=tiny", f"+hydra.sweeper.params={params}"]
     master = compose("config", overrides=overrides, return_hydra_config=True)
     jobs = compose_grid(loader, master, ["seed=7", "model=softmax,mlp"])
     assert [job.config.seed for job in jobs] == [7] * 4

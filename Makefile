@@ -1,0 +1,35 @@
+# Two commands do all there is to set up: `make sweep` and `make test`. Both need Python >= 3.11, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: sweep test exact r16 check lock clean
+
+sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
+	$(BIN)/stagetree sweep +experiment=digits_grid
+
+test: .venv/installed  ## all tests
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pytest -n 2
+
+exact: .venv/installed  ## one grid with sharing and packing on and off: the same bits
+	$(BIN)/python benchmarks/exact.py
+
+r16: .venv/installed  ## MNIST, 16 runs: wall time with and without sharing and packing
+	$(BIN)/python benchmarks/r16.py
+
+lock:  ## resolve requirements.lock anew
+	$(BIN)/python -m pip install uv
+	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
+
+# The environment is made anew when the lock or the project's metadata change.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stagetree needs Python 3.11 or newer (make PYTHON=python3.12 ...)")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv
