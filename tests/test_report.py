@@ -254,9 +254,10 @@ def test_failed_and_diverged_runs_come_last_without_a_rank(load):
         run("d", status="running", metrics={"test/loss": 0.0}),
         run("e", metrics={"test/loss": 0.5}),
         run("f", status="killed"),
+        run("g", metrics={"test/loss": -sys.float_info.max}),
     )
     ranked = report.rank(frame, "test_loss")
-    assert order(ranked) == [(1, "e"), (None, "c"), (None, "b"), (None, "d"), (None, "f"), (None, "a")]
+    assert order(ranked) == [(1, "e"), (None, "g"), (None, "c"), (None, "b"), (None, "d"), (None, "f"), (None, "a")]
     assert ranked.columns[-1] == "reason"
 
 
@@ -335,7 +336,7 @@ def test_runs_that_differ_in_seed_alone_become_one_line_of_hand_computed_figures
     frame = load(
         run("a", seed=1, momentum=0.9, metrics={"test/acc": 0.90, "test/loss": 0.3}),
         run("b", seed=2, momentum=0.9, metrics={"test/acc": 0.94, "test/loss": NAN}),
-        run("c", seed=3, momentum=0.9, metrics={"test/acc": 0.95, "test/loss": 0.1}),
+        run("c", seed=3, momentum=0.9, metrics={"test/acc": 0.95, "test/loss": 0.1, "val/loss": sys.float_info.max}),
         run("d", seed=4, momentum=0.9, status="failed", metrics={"test/acc": 0.0}),
         run("e", seed=1, momentum=0.0, metrics={"test/acc": 0.99}),
         run("f", seed=1, momentum=0.5, status="running"),
@@ -354,6 +355,7 @@ def test_runs_that_differ_in_seed_alone_become_one_line_of_hand_computed_figures
     assert three["test_loss_mean"] == pytest.approx(0.2, rel=1e-14)
     assert three["test_loss_std"] == pytest.approx(statistics.stdev([0.3, 0.1]), rel=1e-12)
     assert [three["test_acc_n"], three["test_loss_n"], nothing["test_acc_n"]] == [3, 2, 0]
+    assert (three["val_loss_n"], pd.isna(three["val_loss_mean"])) == (0, True)
     assert pd.isna(nothing["rank"])
     assert not {"seed", "run_id", "status"} & set(lines)
 
@@ -371,6 +373,16 @@ def test_lines_are_ranked_by_the_mean_of_the_metric_asked_for(load):
 def test_schedules_can_be_averaged_over_though_numbers_are_derived_from_them(load):
     frame = load(run("a", lrs="[0.1]", lr_0=0.1, log10_lr_0=-1), run("b", lrs="[0.01]", lr_0=0.01, log10_lr_0=-2))
     assert list(report.aggregate(frame, "lrs")["n"]) == [2]
+
+
+def test_params_that_only_some_runs_have_split_lines_and_drop_none(load):
+    frame = load(
+        run("a", seed=1, optimizer="sgd", momentum=0.9, metrics={"test/acc": 0.9}),
+        run("b", seed=1, optimizer="adam", metrics={"test/acc": 0.8}),
+        run("c", seed=2, optimizer="adam", metrics={"test/acc": 0.7}),
+    )
+    lines = report.aggregate(frame, "seed")
+    assert list(zip(lines["optimizer"], lines["n"], strict=True)) == [("sgd", 1), ("adam", 2)]
 
 
 def test_a_failed_run_that_was_finished_later_counts_once(load):
@@ -536,6 +548,7 @@ def test_names_steer_neither_the_markup_nor_the_terminal(load):
 def test_the_last_line_says_how_many_runs_there_are_and_where_the_rest_is(many):
     text = printed(report.rank(many), top=2, path=Path("leaderboard.csv"))
     assert len(text.splitlines()) == 1 + 2 + 1
+    assert "status" not in text.splitlines()[0]  # both lines are of finished runs
     expected = "12 runs, 4 failed; ranked by val_acc; first 2 of 12 lines above; all in leaderboard.csv"
     assert text.splitlines()[-1] == expected
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stagetree.config import InputError
 from stagetree.plan import Finished, canonical_json
@@ -31,6 +31,8 @@ class Record:
     """Final figures `test/loss` and `test/acc`; `None` for a state at which no run ends."""
     weights_sha256: str
     """Over names, shapes and bytes of the weights."""
+    partial: bool = False
+    """Kept within a stage only so that a killed run can go on; it goes when its stage is done."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file beside the record."""
 
@@ -58,6 +60,7 @@ def save(
     parent: str | None,
     history: tuple[Mapping[str, float], ...],
     test: Mapping[str, float] | None,
+    partial: bool = False,
 ) -> Record:
     """Write one state and return its record."""
     from safetensors.torch import save as serialize
@@ -69,7 +72,7 @@ def save(
             content = serialize(tensors)
             files[uid + suffix] = hashlib.sha256(content).hexdigest()
             write_atomic(folder / (uid + suffix), content)
-    record = Record(uid, parent, history, test, weights_digest(weights), files)
+    record = Record(uid, parent, history, test, weights_digest(weights), partial, files)
     body = canonical_json(vars(record))
     write_atomic(folder / f"{uid}.json", f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n".encode())
     return record
@@ -119,8 +122,11 @@ def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
     return record, states[0], states[1]
 
 
-def remove(folder: Path, uid: str) -> None:
-    """Delete a state, its record first."""
+def remove_partial(folder: Path, uid: str) -> None:
+    """Delete a state that was kept within a stage, its record first; any other stays."""
+    record = read_record(folder, uid)
+    if record is None or not record.partial:
+        return
     for suffix in (".json", ".safetensors", ".optimizer.safetensors"):
         (folder / (uid + suffix)).unlink(missing_ok=True)
 
@@ -145,5 +151,3 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-

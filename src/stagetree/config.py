@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
@@ -100,7 +101,7 @@ class Npz(HeldOutTest):
 
     name: Literal["npz"]
     file: str
-    """Path of the file, relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`."""
+    """Relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`."""
 
 
 class ImageFolder(HeldOutTest):
@@ -141,7 +142,7 @@ class Model(Frozen):
     def n_params(self, in_features: int, n_classes: int) -> int:
         """Count weights and biases."""
         sizes = [in_features, *self.hidden_sizes, n_classes]
-        return sum((n_in + 1) * n_out for n_in, n_out in zip(sizes, sizes[1:], strict=False))
+        return sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes))
 
 
 class Optimizer(Frozen):

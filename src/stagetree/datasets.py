@@ -87,7 +87,9 @@ def _read_digits(dataset: Digits) -> Source:
 def _read_npz(dataset: Npz) -> Source:
     root, path = Path(dataset.root), Path(dataset.root) / dataset.file
     if not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"dataset.file: must lie below dataset.root, got {dataset.file} (set dataset.root to its folder)")
+        raise InputError(
+            f"dataset.file: must lie below dataset.root, got {dataset.file} (set dataset.root to its folder)"
+        )
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}

@@ -29,7 +29,6 @@ class RunEntry:
     """Epochs of its schedule that it shares with another run of the sweep."""
 
 
-
 def describe(
     runs: Mapping[str, Run], configs: Mapping[str, Config], infos: Mapping[str, DataInfo], whole: StageTree
 ) -> tuple[RunEntry, ...]:
@@ -127,5 +126,3 @@ def _name(params: Mapping[str, Any], varying: set[str]) -> str:
         else:
             words.append(f"{key} {value}")
     return " ".join(words)
-
-

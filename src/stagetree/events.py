@@ -24,7 +24,7 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         # pid and time: a relaunched unit must not append to what its dead predecessor left
         path = folder / f"{name}-{os.getpid()}-{time.time_ns()}.jsonl"
-        self._file = open(path, "ab", buffering=0)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def append(self, *events: Event) -> None:
         """Write events at once, so that a reader sees whole lines."""

@@ -6,6 +6,7 @@ one wide product over all members would not.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def sequential(
     """
     layers: list[nn.Module] = []
     sizes = [in_features, *hidden_sizes]
-    for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
         layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(sizes[-1], n_classes))
@@ -101,9 +102,7 @@ class Pack:
             for name, member in zip(self.names, members, strict=True)
         }
 
-    def forward(
-        self, x: Tensor, *, lr: Tensor | None = None, generators: Sequence[torch.Generator] = ()
-    ) -> Tensor:
+    def forward(self, x: Tensor, *, lr: Tensor | None = None, generators: Sequence[torch.Generator] = ()) -> Tensor:
         """Compute logits `(K, b, n_classes)` of inputs `(K, b, in_features)`.
 
         Args:

@@ -1,0 +1,98 @@
+"""What several test files need: small data in the real cache format, and units without Hydra."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stagetree import checkpoint, config, data
+from stagetree.events import EventReader
+from stagetree.plan import Run, StageTree
+from stagetree.train import train_unit
+from stagetree.unit import Settings, write_unit
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def arrays(tmp_path_factory) -> Path:
+    """An npz file of 200 + 50 pictures of 4x4 in three classes that can be learnt."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(250) % 3
+    images = (
+        rng.integers(0, 120, (250, 4, 4)) + 60 * (np.arange(16).reshape(4, 4) % 3 == labels[:, None, None])
+    ).astype("uint8")
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez(path, train_x=images[:200], train_y=labels[:200], test_x=images[200:], test_y=labels[200:])
+    return path
+
+
+class Bench:
+    """Trains configurations as one unit in this process, in an output folder of its own."""
+
+    def __init__(self, output_dir: Path, npz: Path):
+        self.output_dir = output_dir
+        self.npz = npz
+        self.launches = 0
+
+    def config(self, **changes) -> config.Config:
+        values = {
+            "dataset": {"name": "npz", "root": str(self.npz.parent), "file": self.npz.name, "val_size": 40},
+            "model": {"hidden_sizes": [8]},
+            "optimizer": {"name": "sgd"},
+            "schedule": {"stages": [[2, 0.1], [1, 0.01]]},
+            "loss": {"name": "cross_entropy"},
+            "trainer": {"batch_size": 16, "device": "cpu"},
+            "tracking": {}, "report": {}, "ui": {}, "seed": 0, "output_dir": str(self.output_dir),
+        }  # fmt: skip
+        for path, value in changes.items():
+            group, _, name = path.partition("__")
+            if name:
+                values[group] = {**values[group], name: value}
+            else:
+                values[group] = value
+        return config.check(values)
+
+    def run(self, **changes) -> Run:
+        made = self.config(**changes)
+        info = data.prepare(made.dataset, self.output_dir)
+        return config.to_run(
+            made, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes), n_train=info.n_train,
+            device="cpu",
+        )  # fmt: skip
+
+    def train(self, *runs: Run, share: bool = True, **settings) -> list[dict]:
+        """Train what is not finished, and return the events of doing so."""
+        info = data.prepare(self.config().dataset, self.output_dir)
+        tree = StageTree.build(runs, share=share).remaining(checkpoint.finished(self.checkpoints))
+        self.launches += 1
+        folder = self.output_dir / f"launch{self.launches}"
+        chosen = Settings(output_dir=str(self.output_dir), data={info.digest: info.folder}, **settings)
+        write_unit(folder, "0000", tree.roots, chosen)
+        train_unit(folder, "0000")
+        return list(EventReader(folder / "events").read())
+
+    @property
+    def checkpoints(self) -> Path:
+        return checkpoint.folder_of(self.output_dir)
+
+    def bits(self, run: Run) -> tuple:
+        """All that a run leaves but its times: digest of the weights, metrics of every epoch, final figures."""
+        record = checkpoint.read_record(self.checkpoints, run.uid)
+        history = [{name: value for name, value in line.items() if name != "seconds"} for line in record.history]
+        return record.weights_sha256, history, record.test
+
+
+@pytest.fixture
+def bench(tmp_path, arrays) -> Bench:
+    return Bench(tmp_path / "a", arrays)
+
+
+@pytest.fixture
+def other(tmp_path, arrays) -> Bench:
+    """A second, separate output folder."""
+    return Bench(tmp_path / "b", arrays)
