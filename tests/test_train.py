@@ -57,8 +57,8 @@ def test_a_member_of_a_pack_equals_the_run_alone(bench, other, optimizer, loss):
     def run(seed, lr):
         own = {**optimizer, "weight_decay": 0.001 * (seed % 2)} if optimizer != {"name": "sgd"} else optimizer
         return bench.run(
-            seed=seed, optimizer=own, schedule={"stages": [[2, lr], [1, lr / 2]]}, loss={"name": loss}, model__dropout=0.2,
-            model__activation="gelu",
+            seed=seed, optimizer=own, schedule={"stages": [[2, lr], [1, lr / 2]]}, loss={"name": loss},
+            model__dropout=0.2, model__activation="gelu",
         )  # fmt: skip
 
     runs = [run(seed, lr) for seed, lr in [(0, 0.01), (0, 0.02), (1, 0.01), (2, 0.03), (3, 0.01)]]

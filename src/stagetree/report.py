@@ -66,7 +66,7 @@ def load(uri: str, experiment: str) -> DataFrame:
 
     Sweeps' parent runs, superseded runs and deleted runs are left out. The columns are `ATTRIBUTES`, then `PARAMS` and
     every other param of any run, then `METRICS`, float64. Params whose values are all numbers are numbers, Int64 or
-    float64; other missing values are None.
+    float64; missing text is None.
 
     Args:
         uri: MLflow's tracking URI.
@@ -427,9 +427,11 @@ def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
     """Choose columns by importance until a line is full; what stays is in its order, cut to 40 characters."""
     first = ["rank", metric, "n"]
     if "run_name" in widths:  # says itself what varies
-        first += ["run_name", "status", "run_id", *METRICS[:4]]
+        first += ["run_name", "status", "run_id"]
+    else:
+        first += [name for name in widths if name not in METRICS]
     chosen, free = {}, limit
-    for name in dict.fromkeys([*first, *widths]):
+    for name in dict.fromkeys([*first, *METRICS[:4], *widths]):
         width = min(widths.get(name, limit), 40)
         if name in widths and width <= free:
             chosen[name] = width

@@ -1,0 +1,78 @@
+"""Imports run one way, and what must be quick to start imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stagetree
+
+SOURCE = Path(stagetree.__file__).parent
+ROOMS = [
+    {"plan", "model"},
+    {"config"},
+    {"checkpoint", "events"},
+    {"datasets"},
+    {"data"},
+    {"optimizer", "describe", "unit"},
+    {"epoch"},
+    {"train"},
+    {"report", "progress"},
+    {"tracking", "tail"},
+    {"compose", "launch", "ui"},
+    {"sweep", "pictures"},
+    {"cli"},
+]
+HEAVY = {"torch", "torchvision", "mlflow", "pandas", "sklearn", "matplotlib"}
+
+
+def imports(module):
+    """Modules of this package that a module imports anywhere, and what it imports at its top."""
+    tree = ast.parse((SOURCE / f"{module}.py").read_text())
+    own = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "stagetree":
+            own |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stagetree."):
+            own.add(node.module.split(".")[1])
+    return own & {path.stem for path in SOURCE.glob("*.py")}
+
+
+def test_every_module_has_a_room():
+    assert set().union(*ROOMS) >= {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("level", range(len(ROOMS)))
+def test_imports_run_one_way(level):
+    below = set().union(*ROOMS[:level])
+    for module in ROOMS[level]:
+        if (SOURCE / f"{module}.py").exists():
+            assert imports(module) <= below, module
+
+
+@pytest.mark.parametrize(
+    ("code", "forbidden"),
+    [
+        ("import stagetree.cli", HEAVY | {"hydra", "pydantic", "rich"}),
+        ("import stagetree.plan", HEAVY | {"hydra", "pydantic", "numpy"}),
+        ("import stagetree.compose, stagetree.sweep", HEAVY),
+        ("import stagetree.report", HEAVY - {"pandas"}),
+        ("import stagetree.train", {"torchvision", "mlflow", "sklearn", "pandas", "hydra"}),
+        ("import hydra_plugins.stagetree_sweeper.sweeper", HEAVY | {"pydantic"}),
+    ],
+)
+def test_what_starts_quickly_imports_nothing_heavy(code, forbidden):
+    code += f"\nimport sys; print(sorted({forbidden!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_the_plans_room_needs_the_standard_library_alone():
+    tree = ast.parse((SOURCE / "plan.py").read_text())
+    names = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
+    }  # fmt: skip
+    assert names <= sys.stdlib_module_names

@@ -1,0 +1,160 @@
+"""The pack against plain torch modules, and the optimizers on it against torch.optim."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stagetree.model import ACTIVATIONS, Pack, initial_state, loss_sums, sequential
+from stagetree.optimizer import CLASSES, PackOptimizer
+
+MODEL = {"hidden_sizes": [6, 5], "activation": "tanh", "dropout": 0.0}
+# A batched product and a plain one add in another order: equal but for rounding.
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def plain(seed, model=MODEL):
+    module = sequential(7, n_classes=4, **model)
+    module.load_state_dict(initial_state(seed, 7, 4, model))
+    return module
+
+
+def batches(n=5):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(n):
+        yield torch.randn(8, 7, generator=generator), torch.randint(0, 4, (8,), generator=generator)
+
+
+def test_initial_weights_are_those_of_plain_layers_after_manual_seed():
+    torch.manual_seed(3)
+    expected = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).state_dict()
+    before = torch.get_rng_state()
+    state = initial_state(3, 7, 4, MODEL)
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden_sizes", [[], [6], [6, 5]])
+def test_a_pack_gives_the_logits_of_plain_modules(activation, hidden_sizes):
+    model = {"hidden_sizes": hidden_sizes, "activation": activation, "dropout": 0.0}
+    pack = Pack([initial_state(seed, 7, 4, model) for seed in (0, 1)], activation=activation, dropout=0.0)
+    x, _ = next(batches())
+    logits = pack.forward(x.expand(2, -1, -1))
+    for k in (0, 1):
+        torch.testing.assert_close(logits[k], plain(k, model)(x), **CLOSE)
+
+
+def test_a_state_survives_its_way_through_a_pack_whatever_the_order_of_its_names():
+    state = initial_state(0, 7, 4, MODEL)
+    copy = Pack([dict(reversed(state.items()))], activation="tanh", dropout=0.0).state(0)
+    assert copy.keys() == state.keys()
+    assert all(torch.equal(copy[name], state[name]) and copy[name].is_contiguous() for name in state)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_optimizer_on_a_pack_does_what_torch_optim_does(name):
+    """Members differ in learning rate and weight decay; the general path for all, the folded one for plain SGD too."""
+    seeds, lrs, decays = (0, 1, 2), (0.1, 0.01, 0.003), (0.0, 0.1, 0.0)
+    pack = Pack([initial_state(seed, 7, 4, MODEL) for seed in seeds], activation="tanh", dropout=0.0)
+    settings = [{"name": name, "weight_decay": decay} for decay in decays]
+    optimizer = PackOptimizer(pack.parameters, settings, lrs)
+    for x, y in batches():
+        loss, weight = loss_sums(
+            pack.forward(x.expand(3, -1, -1)), y.expand(3, -1), {"name": "nll", "class_weights": []}
+        )
+        optimizer.step(torch.autograd.grad((loss / weight).sum(), pack.parameters))
+    for k, (seed, lr, decay) in enumerate(zip(seeds, lrs, decays, strict=True)):
+        module = plain(seed)
+        reference = CLASSES[name](module.parameters(), lr=lr, weight_decay=decay)
+        for x, y in batches():
+            reference.zero_grad()
+            F.cross_entropy(module(x), y).backward()
+            reference.step()
+        state = pack.state(k)
+        for key, value in module.state_dict().items():
+            # adaptive steps divide by the gradient's size, which magnifies rounding where it is near 0
+            torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_folded_update_is_plain_sgd():
+    pack = Pack([initial_state(seed, 7, 4, MODEL) for seed in (0, 1)], activation="tanh", dropout=0.0)
+    lr = torch.tensor([0.1, 0.02])[:, None, None]
+    for x, y in batches():
+        logits = pack.forward(x.expand(2, -1, -1), lr=lr)
+        loss, weight = loss_sums(logits, y.expand(2, -1), {"name": "cross_entropy", "class_weights": []})
+        (loss / weight).sum().backward()
+    for k, member_lr in enumerate((0.1, 0.02)):
+        module = plain(k)
+        reference = torch.optim.SGD(module.parameters(), lr=member_lr)
+        for x, y in batches():
+            reference.zero_grad()
+            F.cross_entropy(module(x), y).backward()
+            reference.step()
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(pack.state(k)[key], value, **CLOSE)
+
+
+@pytest.mark.parametrize(("name", "seed"), list(product(CLASSES, [0, 1])))
+def test_optimizer_state_survives_saving_and_loading(name, seed):
+    """Steps, save, load into another optimizer, a step: the bits of no interruption."""
+
+    def step(pack, optimizer, x, y):
+        loss, weight = loss_sums(pack.forward(x[None]), y[None], {"name": "mse"})
+        optimizer.step(torch.autograd.grad((loss / weight).sum(), pack.parameters))
+
+    settings = [{"name": name} | ({"momentum": 0.9} if name in ("sgd", "rmsprop") else {})]
+    pack = Pack([initial_state(seed, 7, 4, MODEL)], activation="tanh", dropout=0.0)
+    optimizer = PackOptimizer(pack.parameters, settings, [0.01])
+    *first, last = batches()
+    for x, y in first:
+        step(pack, optimizer, x, y)
+    copy = Pack([pack.state(0)], activation="tanh", dropout=0.0)
+    resumed = PackOptimizer(copy.parameters, settings, [0.01])
+    resumed.load(0, optimizer.state(0))
+    step(pack, optimizer, *last)
+    step(copy, resumed, *last)
+    assert all(torch.equal(a, b) for a, b in zip(pack.parameters, copy.parameters, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "reference"),
+    [
+        ({"name": "cross_entropy", "class_weights": []}, nn.CrossEntropyLoss()),
+        (
+            {"name": "cross_entropy", "class_weights": [], "label_smoothing": 0.1},
+            nn.CrossEntropyLoss(label_smoothing=0.1),
+        ),
+        (
+            {"name": "cross_entropy", "class_weights": [1.0, 2.0, 0.5, 3.0], "label_smoothing": 0.1},
+            nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5, 3.0]), label_smoothing=0.1),
+        ),
+        ({"name": "nll", "class_weights": [1.0, 2.0, 0.5, 3.0]}, nn.NLLLoss(torch.tensor([1.0, 2.0, 0.5, 3.0]))),
+        ({"name": "mse"}, nn.MSELoss()),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_losses_are_those_of_torch(loss, reference):
+    logits = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 4, (3, 8), generator=torch.Generator().manual_seed(1))
+    total, weight = loss_sums(logits, labels, loss)
+    for k in range(3):
+        outputs = logits[k].log_softmax(-1) if loss["name"] == "nll" else logits[k]
+        target = F.one_hot(labels[k], 4).float() if loss["name"] == "mse" else labels[k]
+        torch.testing.assert_close((total / weight)[k], reference(outputs, target), **CLOSE)
+
+
+def test_dropout_masks_follow_the_generators_and_keep_the_mean():
+    pack = Pack([initial_state(seed, 7, 4, {**MODEL, "hidden_sizes": [4000]}) for seed in (0, 0, 0)],
+                activation="tanh", dropout=0.25)  # fmt: skip
+    shared, own = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    mask = pack._mask(torch.empty(3, 8, 4000), [shared, own, shared])
+    assert torch.equal(mask[0], mask[2])
+    assert not torch.equal(mask[0], mask[1])
+    assert sorted(set(mask.flatten().tolist())) == [0.0, pytest.approx(1 / 0.75)]
+    assert mask.mean().item() == pytest.approx(1, abs=0.01)
+    x = torch.randn(3, 8, 7)
+    assert torch.equal(pack.forward(x), pack.forward(x))  # no generators: evaluation
