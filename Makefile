@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test exact r16 check lock clean
+.PHONY: sweep test exact r16 lock clean
 
 sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
 	$(BIN)/stagetree sweep +experiment=digits_grid
@@ -13,10 +13,10 @@ test: .venv/installed  ## all tests
 	$(BIN)/python -m pytest -n 2
 
 exact: .venv/installed  ## one grid with sharing and packing on and off: the same bits
-	$(BIN)/python benchmarks/exact.py
+	$(BIN)/python benchmarks/sharing.py digits
 
-r16: .venv/installed  ## MNIST, 16 runs: wall time with and without sharing and packing
-	$(BIN)/python benchmarks/r16.py
+r16: .venv/installed  ## 16 runs on MNIST with sharing and packing on and off: wall time, epochs trained, the same bits
+	$(BIN)/python benchmarks/sharing.py r16
 
 lock:  ## resolve requirements.lock anew
 	$(BIN)/python -m pip install uv

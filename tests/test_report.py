@@ -16,7 +16,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from rich.console import Console
 
-from stagetree import report
+from stagetree import report, store
 from stagetree.config import InputError
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
@@ -88,7 +88,7 @@ def load(database):
 
     def load_runs(*runs):
         insert(database, runs)
-        return report.load(uri(database), EXPERIMENT)
+        return store.load(uri(database), EXPERIMENT)
 
     return load_runs
 
@@ -140,7 +140,7 @@ def recorded(database):
 
 
 def test_a_store_is_loaded_as_a_row_a_run_with_numbers_as_numbers(recorded, database):
-    frame = report.load(uri(database), EXPERIMENT).set_index("run_name")
+    frame = store.load(uri(database), EXPERIMENT).set_index("run_name")
     assert list(frame.index) == ["diverged", "failed", "good", "halfway"]  # by uid
     assert frame["run_id"].to_dict() == {name: recorded[name] for name in frame.index}
     assert list(frame["status"]) == ["finished", "failed", "finished", "running"]
@@ -154,22 +154,22 @@ def test_a_store_is_loaded_as_a_row_a_run_with_numbers_as_numbers(recorded, data
 
 
 def test_sql_and_mlflows_client_give_the_same_frame(recorded, database):
-    frame = report.load(uri(database), EXPERIMENT)
-    assert_frame_equal(frame, report._to_frame(report._read_mlflow(uri(database), EXPERIMENT)))
+    frame = store.load(uri(database), EXPERIMENT)
+    assert_frame_equal(frame, store._to_frame(store._read_mlflow(uri(database), EXPERIMENT)))
     assert len(frame) == 4
 
 
 def test_all_of_more_runs_than_a_page_of_mlflows_search_are_loaded(load, database):
     frame = load(*(run(f"{number:04}", seed=number) for number in range(1001)))
     assert list(frame["seed"]) == list(range(1001))
-    assert len(report._read_mlflow(uri(database), EXPERIMENT)) == 1001
+    assert len(store._read_mlflow(uri(database), EXPERIMENT)) == 1001
 
 
 def test_an_address_that_is_no_database_is_read_through_mlflows_client(monkeypatch):
     monkeypatch.setattr(
-        report, "_read_mlflow", lambda *arguments: [report._Recorded("1", "FINISHED", {}, {}, run("a")["tags"])]
+        store, "_read_mlflow", lambda *arguments: [store._Recorded("1", "FINISHED", {}, {}, run("a")["tags"])]
     )
-    assert list(report.load("http://127.0.0.1:5000", EXPERIMENT)["run_name"]) == ["a"]
+    assert list(store.load("http://127.0.0.1:5000", EXPERIMENT)["run_name"]) == ["a"]
 
 
 def test_a_database_is_read_while_a_writer_holds_it(load, database):
@@ -178,21 +178,21 @@ def test_a_database_is_read_while_a_writer_holds_it(load, database):
         writer.execute("PRAGMA journal_mode=WAL")
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("UPDATE runs SET status = 'FAILED'")
-        assert list(report.load(uri(database), EXPERIMENT)["status"]) == ["finished"]
+        assert list(store.load(uri(database), EXPERIMENT)["status"]) == ["finished"]
         writer.execute("COMMIT")
-        assert list(report.load(uri(database), EXPERIMENT)["status"]) == ["failed"]
+        assert list(store.load(uri(database), EXPERIMENT)["status"]) == ["failed"]
 
 
 def test_reading_cannot_write(load, database):
     load(run("a"))
-    with report._engine(uri(database)).connect() as connection, pytest.raises(Exception, match="readonly database"):
+    with store._engine(uri(database)).connect() as connection, pytest.raises(Exception, match="readonly database"):
         connection.exec_driver_sql("DELETE FROM runs")
 
 
 def test_reading_a_database_imports_neither_mlflow_nor_torch(load, database):
     load(run("a"))
     code = (
-        "import sys; from stagetree import report; report.load(*sys.argv[1:]);"
+        "import sys; from stagetree import store; store.load(*sys.argv[1:]);"
         "print([name for name in ('mlflow', 'torch') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, uri(database), EXPERIMENT]
@@ -201,14 +201,14 @@ def test_reading_a_database_imports_neither_mlflow_nor_torch(load, database):
 
 def test_an_unknown_experiment_is_refused_with_those_there_are(recorded, database):
     expected = r"tracking.experiment: got 'digit', expected one of Default, digits, fashion; did you mean digits\?"
-    for read in (report._read_sql, report._read_mlflow):
+    for read in (store._read_sql, store._read_mlflow):
         with pytest.raises(InputError, match=f"^{expected}$"):
             read(uri(database), "digit")
 
 
 def test_a_missing_database_is_refused_and_not_made(tmp_path):
     with pytest.raises(InputError, match=r"there is no database at .*nothing here.db .train something first"):
-        report.load(f"sqlite:///{tmp_path}/nothing here.db", EXPERIMENT)
+        store.load(f"sqlite:///{tmp_path}/nothing here.db", EXPERIMENT)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,7 +219,7 @@ def test_a_file_that_is_no_mlflow_database_is_refused_and_left_alone(tmp_path, c
     path = tmp_path / "mlflow.db"
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"cannot read .*{said}.*give an MLflow database"):
-        report.load(uri(path), EXPERIMENT)
+        store.load(uri(path), EXPERIMENT)
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_mlflow_database_is_refused_and_left_alone(tmp_path, c
 def test_a_server_out_of_reach_is_named_without_its_password(monkeypatch, address):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=r"tracking.uri: cannot read .*//\*\*\*@127.0.0.1:9") as caught:
-        report.load(address, EXPERIMENT)
+        store.load(address, EXPERIMENT)
     assert "secret" not in str(caught.value)
 
 

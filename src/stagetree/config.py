@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
@@ -398,6 +399,11 @@ class Config(Frozen):
     output_dir: str
     """Folder of all outputs, relative to the folder in which the command runs."""
 
+    @property
+    def store_uri(self) -> str:
+        """MLflow's tracking URI; without one, SQLite in the output folder."""
+        return self.tracking.uri or f"sqlite:///{Path(self.output_dir).resolve() / 'mlflow.db'}"
+
 
 # ---------------------------------------------------------------- identity
 
@@ -463,12 +469,12 @@ def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         return f"{where}: is not set (give it as {where}=...)"
     if kind == "extra_forbidden":
         known = _known_fields(problem["loc"][:-1], values)
-        return f"{where}: there is no such setting{_choices(str(problem['loc'][-1]), known)}"
+        return f"{where}: there is no such setting{choices(str(problem['loc'][-1]), known)}"
     if kind in ("literal_error", "union_tag_invalid", "union_tag_not_found"):
         known = re.findall(r"\w+", context.get("expected") or context.get("expected_tags") or "")
         key = where if kind == "literal_error" else f"{where}.name"
         name = got.get("name") if isinstance(got, Mapping) else got
-        return f"{key}: got {name!r}{_choices(str(name), known)}"
+        return f"{key}: got {name!r}{choices(str(name), known)}"
     bounds = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge"),
               "less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}  # fmt: skip
     if kind in bounds:
@@ -505,7 +511,8 @@ def _known_fields(loc: tuple, values: Mapping[str, Any]) -> list[str]:
     return sorted(getattr(model, "model_fields", {}))
 
 
-def _choices(got: str, known: list[str]) -> str:
+def choices(got: str, known: list[str]) -> str:
+    """End a sentence about a wrong name: what there is, and the nearest."""
     near = difflib.get_close_matches(got, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f", expected one of {', '.join(sorted(known))}{hint}"

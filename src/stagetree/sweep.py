@@ -29,7 +29,7 @@ from stagetree.events import EventLog, EventReader
 from stagetree.plan import Node, Run, StageTree, Unit, cut_waves
 from stagetree.progress import ProgressDisplay
 from stagetree.tail import Tail
-from stagetree.tracking import Tracker, store_uri
+from stagetree.tracking import Tracker
 from stagetree.unit import Settings, write_unit
 
 Launch = Callable[[Path, Sequence[str]], None]
@@ -207,7 +207,7 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
     folder.mkdir(parents=True)
     checkpoint.write_atomic(folder / "sweep.json", json.dumps(planned.as_dict() | {"command": list(command)}).encode())
     tracking = planned.config.tracking
-    uri = store_uri(tracking.uri, output_dir)
+    uri = planned.config.store_uri
     waiting = {node.uid for node in planned.tree.walk()}
     names = {entry.uid: entry.name for entry in planned.entries if entry.uid in waiting}
 
@@ -298,9 +298,9 @@ def _outcome(planned: Plan, uri: str, tracking_error: Exception | None) -> Outco
             "The results are kept; run the same command again to record them."
         )
         return Outcome(3, objective, message)
-    from stagetree import report
+    from stagetree import report, store
 
-    frame = report.load(uri, planned.config.tracking.experiment)
+    frame = store.load(uri, planned.config.tracking.experiment)
     frame = report.rank(frame[frame["uid"].isin(planned.runs)], planned.config.report.metric)
     if len(planned.runs) > 1:
         report.write_csv(frame, Path(planned.config.report.output))
@@ -315,11 +315,11 @@ def _outcome(planned: Plan, uri: str, tracking_error: Exception | None) -> Outco
 
 def leaderboard(config: Config) -> None:
     """Rank all runs of the experiment, print the top and write the file."""
-    from stagetree import report
+    from stagetree import report, store
 
-    frame = report.load(store_uri(config.tracking.uri, Path(config.output_dir)), config.tracking.experiment)
+    frame = store.load(config.store_uri, config.tracking.experiment)
     if config.report.group_by:
-        frame = report.aggregate(frame, config.report.group_by)
+        frame = report.aggregate(frame, config.report.group_by, config.report.metric)
     else:
         frame = report.rank(frame, config.report.metric)
     report.write_csv(frame, Path(config.report.output))

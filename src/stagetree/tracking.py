@@ -22,15 +22,8 @@ from stagetree import checkpoint
 from stagetree.checkpoint import Record
 from stagetree.describe import RunEntry
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 SHARE_OF_TIME = 0.03
 """Most of the launching process's time that live metrics may take: they wait longer where the store is slow."""
-
-
-def store_uri(uri: str | None, output_dir: Path) -> str:
-    """The tracking URI, `None` standing for SQLite in the output folder."""
-    return uri or f"sqlite:///{output_dir.resolve() / 'mlflow.db'}"
 
 
 class Tracker:
@@ -149,7 +142,7 @@ class Tracker:
 
     def _find_runs(self, uri: str, experiment: str) -> None:
         """Take over what the experiment holds of these runs already: one MLflow run for each configuration."""
-        from stagetree.report import load
+        from stagetree.store import load  # pandas
 
         for row in load(uri, experiment).itertuples():
             if row.uid in self.runs and row.status == "finished":

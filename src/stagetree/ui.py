@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from stagetree.config import Config, InputError
-from stagetree.tracking import store_uri
 
 
 def serve(config: Config) -> None:
@@ -19,13 +18,12 @@ def serve(config: Config) -> None:
     output_dir = Path(config.output_dir).resolve()
     if config.tracking.uri is None and not (output_dir / "mlflow.db").exists():
         raise InputError(f"output_dir: no runs are recorded in {output_dir} (train first, or give output_dir=...)")
-    uri = store_uri(config.tracking.uri, output_dir)
+    uri = config.store_uri
     if urlsplit(uri).scheme in ("http", "https"):
         raise InputError(f"tracking.uri: the runs are on a server already (open {uri} in a browser)")
     port = _free_port(config.ui.port)
 
-    # The default server starts 15 processes and reports its use.
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with it the server is 15 processes
     from mlflow import MlflowClient
 
     experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(config.tracking.experiment)
