@@ -26,7 +26,9 @@ GRIDS = {
     "digits": ["+experiment=digits_grid"],
     "r16": [
         "dataset=mnist", "model=mlp_300", "trainer.batch_size=32",
-        "schedule.stages=" + ",".join(f"[(2,{a}),(1,{b})]" for a in (0.2, 0.1, 0.05, 0.02) for b in (0.05, 0.02, 0.01, 0.005)),
+        "schedule.stages=" + ",".join(
+            f"[(2,{a}),(1,{b})]" for a in (0.2, 0.1, 0.05, 0.02) for b in (0.05, 0.02, 0.01, 0.005)
+        ),
     ],
 }  # fmt: skip
 WAYS = {

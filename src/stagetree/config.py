@@ -39,7 +39,24 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Floats = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], BeforeValidator(_as_tuple)]
 Betas = Annotated[tuple[Fraction, Fraction], BeforeValidator(_as_tuple)]
-Size = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)]
+
+
+def _size(value: Any) -> int | float:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise ValueError(f"must be a whole number or a fraction below 1, got {value!r}")
+
+
+def _auto_or_count(value: Any) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"must be auto or a whole number above 0, got {value!r}")
+
+
+Size = Annotated[int | float, BeforeValidator(_size)]
+AutoOrCount = Annotated[int | str, BeforeValidator(_auto_or_count)]
 
 
 # ---------------------------------------------------------------- dataset
@@ -343,14 +360,20 @@ class Trainer(Frozen):
     """Of the matrix products; weights and sums stay float32. `tf32` is for cuda."""
     threads: Count = 1
     """CPU threads of one worker. Bits are promised for 1."""
-    pack_size: Literal["auto"] | Count = "auto"
+    pack_size: AutoOrCount = "auto"
     """Most members that train side by side; 1: no packing."""
     share_prefixes: bool = True
     """Train equal schedule prefixes once."""
     checkpoint_every_s: NonNegative = 60.0
     """Seconds between states kept within a stage, at the end of an epoch; a killed run goes on from the last."""
-    workers: Literal["auto"] | Count = "auto"
+    workers: AutoOrCount = "auto"
     """Units launched at a time; `auto`: what the launcher runs side by side."""
+
+    @model_validator(mode="after")
+    def _tf32_is_for_cuda(self):
+        if self.precision == "tf32" and self.device in ("cpu", "mps"):
+            raise ValueError(f"precision tf32 is for cuda, got device {self.device} (set trainer.precision=float32)")
+        return self
 
 
 class Tracking(Frozen):
@@ -424,7 +447,8 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, n_t
     n_params = config.model.n_params(in_features, n_classes)
     shape = {
         "data": digest,
-        **{name: plain["dataset"][name] for name in ("mean", "std", "val_size", "val_seed")},
+        **{name: plain["dataset"][name] for name in ("mean", "std", "val_size")},
+        "val_seed": config.dataset.val_seed if config.dataset.val_size else 0,
         "model": plain["model"],
         "n_params": n_params,
         "loss": plain["loss"],
@@ -471,7 +495,7 @@ def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         known = _known_fields(problem["loc"][:-1], values)
         return f"{where}: there is no such setting{choices(str(problem['loc'][-1]), known)}"
     if kind in ("literal_error", "union_tag_invalid", "union_tag_not_found"):
-        known = re.findall(r"\w+", context.get("expected") or context.get("expected_tags") or "")
+        known = re.findall(r"'(\w+)'", context.get("expected") or context.get("expected_tags") or "")
         key = where if kind == "literal_error" else f"{where}.name"
         name = got.get("name") if isinstance(got, Mapping) else got
         return f"{key}: got {name!r}{choices(str(name), known)}"
