@@ -1,0 +1,151 @@
+"""Events -> MLflow on a real SQLite store: live, after a crash of the writer, and after an outage."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from stagetree import checkpoint, data, describe, store
+from stagetree.plan import StageTree
+from stagetree.progress import ProgressDisplay
+from stagetree.tail import Tail
+from stagetree.tracking import Tracker
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A database with its schema, which takes seconds to make."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+class Recorded:
+    """Two runs that share a prefix and one that diverges, trained, and a store that knows nothing of them yet."""
+
+    def __init__(self, bench, empty_store):
+        self.bench = bench
+        changes = [
+            {"schedule": {"stages": stages}} for stages in ([[2, 0.1], [1, 0.01]], [[2, 0.1], [2, 0.01]], [[2, 1e38]])
+        ]
+        configs = [bench.config(**change) for change in changes]
+        runs = {run.uid: run for run in (bench.run(**change) for change in changes)}
+        self.good, self.bad = list(runs)[:2], list(runs)[2]
+        self.events = bench.train(*runs.values())
+        info = data.prepare(configs[0].dataset, bench.output_dir)
+        self.entries = describe.describe(
+            runs, dict(zip(runs, configs, strict=True)), dict.fromkeys(runs, info), StageTree.build(runs.values())
+        )  # fmt: skip
+        shutil.copy(empty_store, bench.output_dir / "mlflow.db")
+        self.uri = f"sqlite:///{bench.output_dir / 'mlflow.db'}"
+
+    def tracker(self) -> Tracker:
+        return Tracker(
+            uri=self.uri, experiment="e", artifacts=self.bench.output_dir / "artifacts", sweep_id="s", command="c",
+            runs=self.entries, checkpoints=self.bench.checkpoints,
+        )  # fmt: skip
+
+    def check(self):
+        """MLflow holds each run once, with each epoch once, and says how it ended."""
+        client = MlflowClient(self.uri)
+        frame = store.load(self.uri, "e")
+        assert dict(zip(frame["uid"], frame["status"], strict=True)) == {
+            **dict.fromkeys(self.good, "finished"), self.bad: "failed",
+        }  # fmt: skip
+        assert "became nan in epoch 1" in frame.set_index("uid")["reason"][self.bad]
+        for row in frame[frame["status"] == "finished"].itertuples():
+            record = checkpoint.read_record(self.bench.checkpoints, row.uid)
+            for name in ("train/loss", "val/acc", "lr"):
+                history = client.get_metric_history(row.run_id, name)
+                expected = [(line["epoch"], line[name]) for line in record.history if name in line]
+                assert sorted((metric.step, metric.value) for metric in history) == expected
+            assert row.test_acc == record.test["test/acc"]
+        parents = client.search_runs(["1"], "tags.`stagetree.kind` = 'sweep'")
+        assert len(parents) == 1
+
+
+@pytest.fixture
+def recorded(bench, empty_store) -> Recorded:
+    return Recorded(bench, empty_store)
+
+
+def test_events_become_runs(recorded):
+    tracker = recorded.tracker()
+    for event in recorded.events:
+        tracker.on_event(event)
+        tracker.flush()
+    tracker.close()
+    recorded.check()
+
+
+@pytest.mark.parametrize("seen", [2, 5, 9])
+def test_events_are_replayed_after_a_crash_of_the_writer_without_gap_or_double(recorded, seen):
+    crashed = recorded.tracker()
+    for event in recorded.events[:seen]:
+        crashed.on_event(event)
+        crashed.flush(force=True)
+    tracker = recorded.tracker()
+    for event in recorded.events:
+        tracker.on_event(event)
+    tracker.close()
+    recorded.check()
+
+
+def test_what_a_dead_writer_left_running_is_killed_or_finished_at_the_next_start(recorded):
+    crashed = recorded.tracker()
+    for event in recorded.events[:4]:
+        crashed.on_event(event)
+        crashed.flush(force=True)
+    assert set(store.load(recorded.uri, "e")["status"]) == {"running"}
+    recorded.tracker().close()  # no events at all: the checkpoints say what is finished
+    assert set(store.load(recorded.uri, "e").set_index("uid")["status"][recorded.good]) == {"finished"}
+    assert "running" not in set(store.load(recorded.uri, "e")["status"])
+
+
+def test_a_second_sweep_records_no_finished_run_again(recorded):
+    for _ in range(2):
+        tracker = recorded.tracker()
+        for event in recorded.events:
+            tracker.on_event(event)
+        tracker.close()
+    recorded.check()
+
+
+def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
+    """The first connection breaks half way; everything is replayed from the logs at the end."""
+    attempts = []
+
+    def new_tracker():
+        tracker = recorded.tracker()
+        attempts.append(tracker)
+        if len(attempts) == 1:
+            real = tracker._client.log_batch
+            calls = []
+
+            def failing(*args, **kwargs):
+                calls.append(1)
+                if len(calls) > 3:
+                    raise ConnectionError("store is down")
+                return real(*args, **kwargs)
+
+            tracker._client.log_batch = failing
+        return tracker
+
+    folder = recorded.bench.output_dir / "launch1" / "events"
+    with Tail(folder, ProgressDisplay(epochs=1, names={}), new_tracker) as tail:
+        pass
+    assert tail.tracking_error is None
+    assert len(attempts) == 2
+    assert "tracking failed: store is down" in capsys.readouterr().err
+    recorded.check()
+
+
+def test_an_outage_that_lasts_is_told_and_nothing_raises(recorded):
+    def broken():
+        raise ConnectionError("no store")
+
+    folder = recorded.bench.output_dir / "launch1" / "events"
+    with Tail(folder, ProgressDisplay(epochs=1, names={}), broken) as tail:
+        pass
+    assert "no store" in str(tail.tracking_error)
