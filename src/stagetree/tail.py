@@ -1,10 +1,15 @@
 """Follow a sweep's event logs while it trains, for MLflow and for the person who waits."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stagetree.events import EventReader
 from stagetree.progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from stagetree.tracking import Tracker
 
 POLL_S = 0.5
 
@@ -21,13 +26,13 @@ class Tail:
         new_tracker: connects to MLflow. Called in the thread, as importing MLflow takes seconds.
     """
 
-    def __init__(self, events: Path, progress: ProgressDisplay, new_tracker):
+    def __init__(self, events: Path, progress: ProgressDisplay, new_tracker: Callable[[], "Tracker"]):
         self._events = events
         self._progress = progress
         self._new_tracker = new_tracker
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tail", daemon=True)
-        self._tracker = None
+        self._tracker: Tracker | None = None
         self.tracking_error: Exception | None = None
 
     def __enter__(self) -> "Tail":
@@ -58,7 +63,7 @@ class Tail:
             self._stop.wait(POLL_S)
         self._finish()
 
-    def _track(self, write) -> None:
+    def _track(self, write: Callable[["Tracker"], None]) -> None:
         """Write to MLflow, unless it failed before."""
         if self.tracking_error is None:
             try:

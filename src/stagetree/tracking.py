@@ -22,6 +22,8 @@ from stagetree import checkpoint
 from stagetree.checkpoint import Record
 from stagetree.describe import RunEntry
 
+LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
+
 SHARE_OF_TIME = 0.03
 """Most of the launching process's time that live metrics may take: they wait longer where the store is slow."""
 
@@ -107,7 +109,7 @@ class Tracker:
     def fail(self, run: RunEntry, reason: str, trace: str) -> None:
         """End a run as failed and say why."""
         run_id = self._begin(run)
-        self._write_epochs(run.uid, self._pending.pop(run.uid, {}), tags={"stagetree.reason": reason})
+        self._write_epochs(run.uid, self._pending.pop(run.uid, {}), tags={"stagetree.reason": reason[:LONGEST_TAG]})
         if trace:
             self._client.log_text(run_id, trace, "traceback.txt")
         self._client.set_terminated(run_id, "FAILED")
@@ -135,7 +137,7 @@ class Tracker:
         tags = self._tags | {
             "stagetree.kind": "sweep",
             "stagetree.sweep": self._sweep_id,
-            "mlflow.note.content": f"`{command}`",
+            "mlflow.note.content": f"`{command[:LONGEST_TAG]}`",
         }
         name = f"sweep of {len(self.runs)} runs {self._sweep_id}" if len(self.runs) > 1 else f"train {self._sweep_id}"
         return self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
@@ -172,7 +174,9 @@ class Tracker:
         run_id = self._client.create_run(self._experiment, run_name=run.name, tags=tags).info.run_id
         self._ids[run.uid] = run_id
         self._logged[run.uid] = -1
-        self._client.log_batch(run_id, params=[Param(key, str(value)) for key, value in run.params.items()])
+        params = [Param(key, str(value)) for key, value in run.params.items()]
+        for first in range(0, len(params), 100):  # MLflow takes no more at once
+            self._client.log_batch(run_id, params=params[first : first + 100])
         inputs = [
             DatasetInput(
                 Dataset(

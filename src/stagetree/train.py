@@ -50,8 +50,7 @@ def _walk(pending: list[Node], trainer: "_Trainer") -> dict[str, str]:
         waiting = {node.uid for node in pending if node.epochs}
         ready = [node for node in pending if node.parent not in waiting or node.parent == node.uid]
         chosen = next_pack(ready, trainer.largest_pack)
-        for node, reason in trainer.attempt(chosen).items():
-            failed[node] = reason
+        failed |= trainer.attempt(chosen)
         chosen_ids = set(map(id, chosen))
         pending = [node for node in pending if id(node) not in chosen_ids]
         orphans = [node for node in pending if node.parent in failed]
