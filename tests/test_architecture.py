@@ -21,8 +21,10 @@ ROOMS = [
     {"train"},
     {"store", "progress"},
     {"report"},
-    {"tracking", "tail"},
+    {"tracking"},
+    {"tail"},
     {"compose", "launch", "ui"},
+    {"prepare"},
     {"sweep", "pictures"},
     {"cli"},
 ]

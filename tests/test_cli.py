@@ -26,7 +26,7 @@ def command(monkeypatch, tmp_path):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     dataset = tmp_path / "own" / "dataset"
     dataset.mkdir(parents=True)
-    (dataset / "tiny.yaml").write_text("name: digits\nroot: data\n")
+    (dataset / "tiny.yaml").write_text("name: digits\nroot: data\ntest_size: 360\n")
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["stagetree", *words])

@@ -1,0 +1,153 @@
+"""From the points of a grid to a plan: settings checked, data prepared, runs merged into a tree and cut into units."""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stagetree import checkpoint, data
+from stagetree.compose import Job
+from stagetree.config import Config, InputError, to_run
+from stagetree.describe import RunEntry, describe
+from stagetree.plan import Node, Run, StageTree, Unit, cut_waves
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would train."""
+
+    jobs: Sequence[Job]
+    runs: Mapping[str, Run]
+    """The distinct ones, by uid."""
+    entries: tuple[RunEntry, ...]
+    whole: StageTree
+    """All runs merged, as if nothing were finished."""
+    tree: StageTree
+    """What is left to train."""
+    waves: list[list[Unit]]
+    data: Mapping[str, data.DataInfo]
+    """By digest."""
+    config: Config
+    """Of the first job, for settings that all share."""
+
+    @property
+    def sweep_id(self) -> str:
+        """Names the set of runs: the same command, run again, goes on with the same sweep."""
+        return hashlib.sha256("".join(sorted(self.runs)).encode()).hexdigest()[:12]
+
+    @property
+    def epochs_asked(self) -> int:
+        return sum(stage.epochs for run in self.runs.values() for stage in run.stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, runs and units as plain values."""
+        names = {entry.uid: entry.name for entry in self.entries}
+        waiting = {node.uid for node in self.tree.walk() if node.final}
+        return {
+            "sweep": self.sweep_id,
+            "points": len(self.jobs),
+            "duplicates": len(self.jobs) - len(self.runs),
+            "finished": len(self.runs) - len(waiting),
+            "epochs_asked": self.epochs_asked,
+            "epochs_distinct": self.whole.epochs,
+            "epochs_to_train": self.tree.epochs,
+            "runs": [
+                {"uid": uid, "name": names[uid], "stages": _pairs(run), "finished": uid not in waiting}
+                for uid, run in self.runs.items()
+            ],
+            "waves": [[[_describe_node(node) for root in unit for node in root.walk()] for unit in wave]
+                      for wave in self.waves],
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """The counts for people."""
+        values = self.as_dict()
+        to_train = len(self.runs) - values["finished"]
+        units = sum(map(len, self.waves))
+        saved = 1 - self.whole.epochs / self.epochs_asked
+        lines = [
+            f"sweep {self.sweep_id}: {values['points']} points, {values['duplicates']} duplicates, "
+            f"{values['finished']} finished, {to_train} to train",
+            f"epochs: {self.epochs_asked} asked for, {self.whole.epochs} after sharing prefixes "
+            f"({saved:.0%} saved), {self.tree.epochs} to train",
+        ]
+        if units:
+            lines.append(f"units: {units} in {len(self.waves)} wave{'s' * (len(self.waves) > 1)}")
+        return "\n".join(lines)
+
+
+def _pairs(run: Run) -> list[list[float]]:
+    return [[stage.epochs, stage.lr] for stage in run.stages]
+
+
+def _describe_node(node: Node) -> dict[str, Any]:
+    return {"uid": node.uid, "parent": node.parent, "epochs": node.epochs, "lr": node.lr, "final": node.final}
+
+
+def plan(jobs: Sequence[Job], *, workers: int) -> Plan:
+    """Prepare the data, merge the runs and cut them into units for `workers`; train nothing.
+
+    Raises:
+        InputError: with a line for each problem of any job.
+    """
+    config = _common_settings(jobs)
+    output_dir = Path(config.output_dir)
+    prepared = _prepare_data(jobs, output_dir)
+    runs: dict[str, Run] = {}
+    kept: dict[str, Job] = {}
+    for job in jobs:
+        info = prepared[job.config.dataset]
+        run = to_run(
+            job.config, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes),
+            n_train=info.n_train, device=resolve_device(job.config.trainer.device),
+        )  # fmt: skip
+        runs.setdefault(run.uid, run)
+        kept.setdefault(run.uid, job)
+    whole = StageTree.build(runs.values())
+    asked = whole if config.trainer.share_prefixes else StageTree.build(runs.values(), share=False)
+    tree = asked.remaining(checkpoint.finished(checkpoint.folder_of(output_dir)))
+    infos = {uid: prepared[job.config.dataset] for uid, job in kept.items()}
+    entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole)
+    by_digest = {info.digest: info for info in prepared.values()}
+    return Plan(jobs, runs, entries, whole, tree, cut_waves(tree, workers), by_digest, config)
+
+
+def _common_settings(jobs: Sequence[Job]) -> Config:
+    """Settings of the sweep as a whole must not vary within it."""
+    first = jobs[0].config
+    names = ("workers", "pack_size", "share_prefixes", "test_every_epoch", "checkpoint_every_s")
+    pairs = [(f"trainer.{name}", {getattr(job.config.trainer, name) for job in jobs}) for name in names]
+    pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in ("tracking", "report", "output_dir")]
+    varying = [name for name, values in pairs if len(values) > 1]
+    if varying:
+        raise InputError("\n".join(f"{name}: must be one for the whole sweep, got several values" for name in varying))
+    return first
+
+
+def _prepare_data(jobs: Sequence[Job], output_dir: Path) -> dict[Any, data.DataInfo]:
+    """Prepare each distinct data set once, and report the problems of all."""
+    prepared, problems = {}, []
+    for dataset in dict.fromkeys(job.config.dataset for job in jobs):
+        try:
+            prepared[dataset] = data.prepare(dataset, output_dir)
+            for note in prepared[dataset].notes:
+                print(f"note: {note}", file=sys.stderr)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return prepared
+
+
+def resolve_device(device: str) -> str:
+    """What `auto` stands for on this machine, found out without importing torch."""
+    if device != "auto":
+        return device
+    cpu_build = metadata.version("torch").endswith("+cpu")
+    if Path("/proc/driver/nvidia/version").exists() and not cpu_build:
+        return "cuda"
+    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
