@@ -45,7 +45,7 @@ def command(monkeypatch, tmp_path):
 
 @pytest.fixture
 def sweeps(monkeypatch):
-    """Stand in for `stagetree.sweep` and for training: what each sweep was given, and which units were trained."""
+    """Stand in for `sweep.run` and for training, which test_sweep.py runs: what was asked for, and which units."""
     seen = SimpleNamespace(jobs=None, workers=None, command=None, units=[], fails=(), reported=None)
 
     def run(jobs, *, workers, launch, command):
@@ -57,10 +57,6 @@ def sweeps(monkeypatch):
         assert {folder for folder, _ in seen.units} == {sweep_dir}
         return SimpleNamespace(exit_code=3 if seen.fails else 0, objective=0.5, text="the end")
 
-    def plan(jobs, *, workers):
-        seen.jobs, seen.workers = jobs, workers
-        return SimpleNamespace(text=lambda: f"{len(jobs)} runs", as_dict=lambda: {"runs": len(jobs)})
-
     def train_unit(sweep_dir, unit_id):
         seen.units.append((sweep_dir, unit_id))
         if unit_id in seen.fails:
@@ -71,7 +67,7 @@ def sweeps(monkeypatch):
         seen.reported = config.report
 
     for name, stub in {
-        "sweep": SimpleNamespace(run=run, plan=plan, leaderboard=leaderboard),
+        "sweep": SimpleNamespace(run=run, leaderboard=leaderboard),
         "train": SimpleNamespace(train_unit=train_unit),
     }.items():
         monkeypatch.setitem(sys.modules, f"stagetree.{name}", stub)
@@ -235,11 +231,11 @@ def test_a_mandatory_group_may_be_swept(command, sweeps, tmp_path):
 
 def test_plan_prints_and_trains_nothing(command, sweeps, tmp_path, capsys):
     assert command("plan", *OWN, "seed=1,2", "trainer.workers=7") == 0
-    assert capsys.readouterr().out == "2 runs\n"
+    assert "2 points, 0 duplicates, 0 finished, 2 to train" in capsys.readouterr().out
     assert command("plan", *OWN, "seed=1,2", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"runs": 2}
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
     assert sweeps.units == []
-    assert not (tmp_path / "mlruns").exists()
+    assert [path.name for path in (tmp_path / "mlruns").iterdir()] == ["data"]
 
 
 def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):

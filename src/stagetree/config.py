@@ -385,10 +385,18 @@ class Tracking(Frozen):
     """Name of the MLflow experiment."""
 
 
+Metric = Literal["val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds"]
+
+
+def _underscored(value: Any) -> Any:
+    """`test/acc`, as MLflow has it, is `test_acc` here."""
+    return value.replace("/", "_") if isinstance(value, str) else value
+
+
 class Report(Frozen):
     """The leaderboard."""
 
-    metric: str | None = None
+    metric: Annotated[Metric | None, BeforeValidator(_underscored)] = None
     """Column to rank by; `null`: `val_acc` where there is one, else `test_acc`. Losses rank upwards."""
     top: Count = 20
     """Lines printed; the file has all."""

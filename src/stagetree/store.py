@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy as sql
 from pandas import DataFrame, Series
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from stagetree.config import InputError, choices
+from stagetree.config import InputError, Metric, choices
 
 ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "status", "reason")
 PARAMS = ("dataset", "architecture", "n_params", "optimizer", "lrs", "epochs", "batch_size", "seed")
-METRICS = ("val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds")
+METRICS = get_args(Metric)
 """What runs can be ranked by; ties are broken in this order, but never by time, which no two machines share."""
 
 _TEXT_PARAMS = {"dataset", "dataset_digest"}  # the hexadecimal digest 12e4 is no number

@@ -98,7 +98,10 @@ class _Crew:
 
     def train(self, units: Sequence[Unit]) -> None:
         """Launch one wave. What a dead worker left is halved until the culprit is alone, which is tried once more."""
-        units = [tuple(root for root in unit if root.parent not in self._failed) for unit in units]
+        # what starts from a state that was never reached fails with it
+        orphans = [root for unit in units for root in unit if root.parent in self._failed]
+        self._failed |= {node.uid for root in orphans for node in root.walk()}
+        units = [tuple(root for root in unit if root.uid not in self._failed) for unit in units]
         while units := [unit for unit in units if unit]:
             again = []
             for left in self._launch(units):
