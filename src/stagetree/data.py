@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,7 @@ def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
         entry = {"fingerprint": datasets.fingerprint(dataset), "folder": Path(info.folder).name}
         write_atomic(index, canonical_json(entry).encode())
     _check_settings(dataset, info)
-    return info
+    return replace(info, notes=()) if dataset.duplicates == "ignore" else info
 
 
 def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
@@ -201,7 +201,7 @@ def _check_settings(dataset: Dataset, info: DataInfo) -> None:
     for name in ("mean", "std"):
         given = getattr(dataset, name)
         if len(given) not in (0, 1, channels):
-            raise InputError(f"dataset.{name}: needs 1 or {channels} values, one a channel, got {list(given)}")
+            raise InputError(f"dataset.{name}: needs 1 value or one for each of {channels} channels, got {list(given)}")
     n_val = _val_count(info.n_train, dataset.val_size)
     if n_val >= info.n_train:
         raise InputError(f"dataset.val_size: must leave pictures to train on, got {n_val} of {info.n_train}")

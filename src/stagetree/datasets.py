@@ -91,7 +91,7 @@ def _read_npz(dataset: Npz) -> Source:
             f"dataset.file: must lie below dataset.root, got {dataset.file} (set dataset.root to its folder)"
         )
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file (set dataset.root and dataset.file)") from None
