@@ -47,7 +47,7 @@ class Bench:
             "schedule": {"stages": [[2, 0.1], [1, 0.01]]},
             "loss": {"name": "cross_entropy"},
             "trainer": {"batch_size": 16, "device": "cpu"},
-            "tracking": {}, "report": {}, "ui": {}, "seed": 0, "output_dir": str(self.output_dir),
+            "tracking": {}, "report": {}, "predict": {}, "ui": {}, "seed": 0, "output_dir": str(self.output_dir),
         }  # fmt: skip
         for path, value in changes.items():
             group, _, name = path.partition("__")

@@ -15,7 +15,7 @@ BASE = {
     "optimizer": {"name": "adam"},
     "schedule": {"stages": [[2, 0.1]]},
     "loss": {"name": "cross_entropy"},
-    "trainer": {}, "tracking": {}, "report": {}, "ui": {}, "seed": 0, "output_dir": "mlruns",
+    "trainer": {}, "tracking": {}, "report": {}, "predict": {}, "ui": {}, "seed": 0, "output_dir": "mlruns",
 }  # fmt: skip
 
 

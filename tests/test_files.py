@@ -67,7 +67,7 @@ HISTORY = ({"epoch": 0, "val/acc": 0.1}, {"epoch": 1, "val/acc": 0.5})
 
 
 def save(folder, uid="a" * 64, **changes):
-    values = {"parent": None, "history": HISTORY, "test": {"test/acc": 0.5}} | changes
+    values = {"trunk": "{}", "parent": None, "history": HISTORY, "test": {"test/acc": 0.5}} | changes
     return checkpoint.save(folder, uid, WEIGHTS, {"0.step": torch.tensor(3.0)}, **values)
 
 

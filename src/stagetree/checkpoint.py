@@ -24,6 +24,8 @@ class Record:
     """What a checkpoint says about its state."""
 
     uid: str
+    trunk: str
+    """Canonical JSON of all that decided the numbers but the schedule."""
     parent: str | None
     history: tuple[Mapping[str, float], ...]
     """A line an epoch from the initial weights on: `epoch` (0: before training) and its metrics."""
@@ -57,6 +59,7 @@ def save(
     weights: "State",
     optimizer: "State",
     *,
+    trunk: str,
     parent: str | None,
     history: tuple[Mapping[str, float], ...],
     test: Mapping[str, float] | None,
@@ -72,7 +75,7 @@ def save(
             content = serialize(tensors)
             files[uid + suffix] = hashlib.sha256(content).hexdigest()
             write_atomic(folder / (uid + suffix), content)
-    record = Record(uid, parent, history, test, weights_digest(weights), partial, files)
+    record = Record(uid, trunk, parent, history, test, weights_digest(weights), partial, files)
     body = canonical_json(vars(record))
     write_atomic(folder / f"{uid}.json", f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n".encode())
     return record

@@ -1,10 +1,11 @@
-"""The command line: `stagetree train | sweep | plan | report | ui`, each with Hydra's overrides and flags."""
+"""The command line: `stagetree COMMAND`, each with Hydra's overrides and flags."""
 
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   plan     say what a sweep would train, and train nothing (--json)
   report   rank the runs (--metric test_acc --top 20 --group-by seed --output leaderboard.csv)
   ui       open MLflow's user interface (--port 5000)
+  data     say what a data set holds, and draw sample pictures
+  predict  RUN picture.png ...: name the classes of pictures; RUN is best, a run's name, or the beginning of its id
 
   stagetree train dataset=mnist model=mlp_300 "schedule.stages=[(3,1e-1)]"
   stagetree sweep dataset=mnist model=mlp,mlp_300 "schedule.stages=[(5,1e-1),(5,1e-2)],[(5,1e-1),(5,1e-3)]" seed=1,2
@@ -41,6 +44,8 @@ OPTIONS = {
         "output": "report.output",
     },
     "ui": {"port": "ui.port"},
+    "data": {},
+    "predict": {},
 }
 """For each command, options that are another way to write an override."""
 
@@ -141,6 +146,7 @@ def hydra_words(command: str, words: Sequence[str]) -> list[str]:
     if command == "plan":
         parser.add_argument("--json", action="store_true")
     given, words = parser.parse_known_args(words)
+    named, words = _split_names(words) if command == "predict" else ([], words)
     overrides = [listed_stages(word) for word in words if _is_override(word)]
     flags = [word for word in words if not _is_override(word)]
     for option, key in OPTIONS[command].items():
@@ -149,7 +155,9 @@ def hydra_words(command: str, words: Sequence[str]) -> list[str]:
             overrides.append(f"{key}={_quoted(value)}")
     if command == "plan":
         overrides.append(f"hydra.sweeper.mode={'plan_json' if given.json else 'plan'}")
-    if command in ("report", "ui"):
+    if named:
+        overrides += [f"predict.run={_quoted(named[0])}", f"predict.pictures=[{','.join(map(_quoted, named[1:]))}]"]
+    if command in ("report", "ui", "data", "predict"):
         overrides.append("hydra.run.dir=.")  # looking at runs makes no folder
         if {"-m", "--multirun"} & set(flags):
             raise InputError(f"stagetree {command}: takes no -m, since it trains nothing (leave it out)")
@@ -157,6 +165,12 @@ def hydra_words(command: str, words: Sequence[str]) -> list[str]:
     if command in ("sweep", "plan") and not any(flag.split("=")[0] in shows for flag in flags):
         flags = ["-m", *flags]
     return [*flags, *overrides]
+
+
+def _split_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take the run and the pictures off the front: a file is a picture even if its name looks like an override."""
+    names = list(takewhile(lambda word: not word.startswith("-") and (Path(word).is_file() or "=" not in word), words))
+    return names, list(words[len(names) :])
 
 
 def _is_override(word: str) -> bool:
@@ -273,6 +287,26 @@ def _report(cfg: "DictConfig") -> None:
         sweep.leaderboard(checked(cfg))
 
 
+def _data(cfg: "DictConfig") -> None:
+    from rich.console import Console
+
+    from stagetree import pictures
+    from stagetree.compose import checked
+
+    with _mistakes_shown():
+        pictures.describe_data(checked(cfg), Console())
+
+
+def _predict(cfg: "DictConfig") -> None:
+    from rich.console import Console
+
+    from stagetree import pictures
+    from stagetree.compose import checked
+
+    with _mistakes_shown():
+        pictures.predict(checked(cfg), Console())
+
+
 def _ui(cfg: "DictConfig") -> None:
     from stagetree import ui
     from stagetree.compose import checked
@@ -286,5 +320,13 @@ def _command() -> list[str]:
     return ["stagetree", *sys.argv[1:]]
 
 
-TASKS = {"train": _train, "sweep": _train, "plan": _train, "report": _report, "ui": _ui}
+TASKS = {
+    "train": _train,
+    "sweep": _train,
+    "plan": _train,
+    "report": _report,
+    "ui": _ui,
+    "data": _data,
+    "predict": _predict,
+}
 """For each command, Hydra's task function; the sweeper plugin stands in for it in `sweep` and `plan`."""

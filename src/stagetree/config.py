@@ -406,6 +406,15 @@ class Report(Frozen):
     """File that is written."""
 
 
+class Predict(Frozen):
+    """Classes of single pictures."""
+
+    run: str = "best"
+    """A run's name, the beginning of its id (at least 4 characters), or `best`."""
+    pictures: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """Paths of picture files."""
+
+
 class UI(Frozen):
     """MLflow's user interface."""
 
@@ -424,6 +433,7 @@ class Config(Frozen):
     trainer: Trainer
     tracking: Tracking
     report: Report
+    predict: Predict
     ui: UI
     seed: Seed
     """Of initial weights, minibatch order and dropout."""

@@ -143,6 +143,19 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def find(digest: str, output_dir: Path) -> DataInfo:
+    """What is known of data that was prepared before, by its digest.
+
+    Raises:
+        InputError: it is gone.
+    """
+    folder = output_dir / "data" / digest[:16]
+    try:
+        return _read_info(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder}: the prepared data is gone (launch the sweep again; it is made again)") from None
+
+
 def load(folder: Path, digest: str) -> Arrays:
     """Map a prepared data set read-only, so that workers share its pages, and verify its digest.
 

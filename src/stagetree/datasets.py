@@ -225,29 +225,31 @@ def _read_pictures(folder: Path, classes: tuple[str, ...], dataset: ImageFolder)
     images, labels = [], []
     for label, name in enumerate(classes):
         for path in sorted((folder / name).glob("*")):
-            if path.suffix.lower() in PICTURES:
-                images.append(read_picture(path, dataset, folder))
-                labels.append(label)
+            if path.suffix.lower() not in PICTURES:
+                continue
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"{path}: leads out of {folder} (copy the picture instead of linking it)")
+            size = {"height": dataset.height, "width": dataset.width, "grayscale": dataset.grayscale}
+            images.append(read_picture(path, **size))
+            labels.append(label)
     if not images:
         raise InputError(f"{folder}: has no pictures ({', '.join(sorted(PICTURES))}) in its classes' folders")
     return np.stack(images), np.array(labels, dtype=np.int64)
 
 
-def read_picture(path: Path, dataset: ImageFolder, root: Path) -> np.ndarray:
-    """Read one picture as uint8 `(c, height, width)`.
+def read_picture(path: Path, *, height: int, width: int, grayscale: bool) -> np.ndarray:
+    """Read one picture as uint8 `(c, height, width)`, resized if it has another size.
 
     Raises:
-        InputError: it cannot be read, is too large to be a picture, or is a link out of `root`.
+        InputError: it cannot be read, or is too large to be a picture.
     """
     from PIL import Image
 
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{path}: leads out of {root} (copy the picture instead of linking it)")
     try:
         with Image.open(path) as picture:
-            converted = picture.convert("L" if dataset.grayscale else "RGB")
-            if converted.size != (dataset.width, dataset.height):
-                converted = converted.resize((dataset.width, dataset.height), Image.Resampling.BILINEAR)
+            converted = picture.convert("L" if grayscale else "RGB")
+            if converted.size != (width, height):
+                converted = converted.resize((width, height), Image.Resampling.BILINEAR)
             array = np.asarray(converted)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as a picture: {error} (repair or remove it)") from None

@@ -201,7 +201,7 @@ class _Members:
         """Keep a member's state as it is now."""
         state = self._optimizer.state(k) if self._optimizer else {}
         checkpoint.save(
-            self.folder, uid, self.pack.state(k), state, parent=self.nodes[k].parent,
+            self.folder, uid, self.pack.state(k), state, trunk=self.nodes[k].trunk, parent=self.nodes[k].parent,
             history=tuple(self.histories[k]), test=test, partial=partial,
         )  # fmt: skip
 

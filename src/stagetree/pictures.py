@@ -1,0 +1,157 @@
+"""Looking at pictures: what a data set holds (`stagetree data`), and what a run makes of one (`stagetree predict`)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pandas import DataFrame, Series
+from rich.console import Console
+from rich.table import Table
+
+from stagetree import checkpoint, data, datasets, report, store
+from stagetree.checkpoint import write_atomic
+from stagetree.config import Config, InputError, choices
+from stagetree.data import Arrays, DataInfo
+
+SHOWN = 40
+"""Sample pictures in the grid."""
+LIKELY = 3
+"""Classes named for a picture."""
+
+
+# ---------------------------------------------------------------- data
+
+
+def describe_data(config: Config, console: Console) -> None:
+    """Print what a data set holds, and write a grid of its first training pictures with their labels.
+
+    Raises:
+        InputError: it cannot be prepared.
+    """
+    info = data.prepare(config.dataset, Path(config.output_dir))
+    arrays = data.load(Path(info.folder), info.digest)
+    n_train, n_val = map(len, data.split(info.n_train, config.dataset.val_size, config.dataset.val_seed))
+    shape = "x".join(map(str, info.image_shape))
+    console.print(f"{info.name}  digest {info.digest[:16]}  {shape} (channels x height x width)", highlight=False)
+    console.print(f"train {n_train:,}  val {n_val:,}  test {info.n_test:,}", highlight=False)
+    means, stds = channel_statistics(arrays)
+    for name, values in (("mean", means), ("std", stds)):
+        console.print(f"{name:4} {'  '.join(f'{value:.4f}' for value in values)}", highlight=False)
+    table = Table("class", "train", "test", box=None, pad_edge=False)
+    counts = [np.bincount(part, minlength=len(info.classes)) for part in (arrays.train_labels, arrays.test_labels)]
+    for name, train, test in zip(info.classes, *counts, strict=True):
+        table.add_row(name, f"{train:,}", f"{test:,}")
+    console.print(table, markup=False)
+    for note in info.notes:
+        console.print(note, markup=False, highlight=False)
+    path = Path(config.output_dir) / "data" / f"{info.name}.png"
+    write_atomic(path, draw_samples(arrays))
+    console.print(f"sample pictures: {path}", highlight=False, soft_wrap=True)
+
+
+def channel_statistics(arrays: Arrays) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over all training pixels, divided by the scale."""
+    info = arrays.info
+    sums = np.zeros((2, info.image_shape[0]))
+    for first in range(0, info.n_train, 10_000):  # as float64 the whole set may not fit into memory
+        rows = arrays.train_images[first : first + 10_000] / info.scale
+        pixels = rows.reshape(len(rows), info.image_shape[0], -1)
+        sums += pixels.sum((0, 2)), np.square(pixels).sum((0, 2))
+    means, squares = sums / (info.n_train * info.in_features / info.image_shape[0])
+    return means.tolist(), np.sqrt(squares - means**2).tolist()
+
+
+def draw_samples(arrays: Arrays) -> bytes:
+    """Draw the first training pictures, labels above them: PNG."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    info = arrays.info
+    figure = Figure(figsize=(10, 7), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, row, label in zip(
+        figure.subplots(5, SHOWN // 5).flat, arrays.train_images[:SHOWN], arrays.train_labels, strict=False
+    ):
+        picture = row.reshape(info.image_shape).transpose(1, 2, 0) / info.scale
+        axes.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture.clip(0, 1), cmap="gray")
+        axes.set_title(info.classes[label], fontsize=9)
+    for axes in figure.axes:
+        axes.axis("off")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- predict
+
+
+def predict(config: Config, console: Console) -> None:
+    """Print the most probable classes of each picture, by a finished run.
+
+    Raises:
+        InputError: no such run, it is not finished, or a picture cannot be read.
+    """
+    if not config.predict.pictures:
+        raise InputError("predict: no picture was given (stagetree predict RUN picture.png ...)")
+    frame = store.load(config.store_uri, config.tracking.experiment)
+    run = find_run(frame, config.predict.run, config.report.metric)
+    for path, probabilities in zip(
+        config.predict.pictures, classify(run["uid"], config.predict.pictures, Path(config.output_dir)), strict=True
+    ):
+        said = "  ".join(f"{name} {share:.1%}" for name, share in probabilities)
+        console.print(f"{path}: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def find_run(frame: DataFrame, name: str, metric: str | None = None) -> Series:
+    """Find a finished run by `best`, by its name, or by at least 4 characters that its id begins with.
+
+    Raises:
+        InputError: none or several fit, or it is not finished.
+    """
+    if name == "best":
+        found = report.rank(frame[frame["status"] == "finished"], metric).head(1)
+        found = frame[frame["run_id"].isin(found["run_id"])]
+    else:
+        by_id = frame["run_id"].str.startswith(name) & (len(name) >= 4)
+        found = frame[by_id | (frame["run_name"] == name)]
+    if found.empty:
+        known = [*frame["run_name"].dropna().head(20), "best"]
+        raise InputError(f"predict.run: there is no run {name!r}{choices(name, known)}")
+    if len(found) > 1:
+        ids = ", ".join(found["run_id"].str[:8])
+        raise InputError(f"predict.run: {name!r} fits {len(found)} runs, with the ids {ids} (give one of these)")
+    run = found.iloc[0]
+    if run["status"] != "finished":
+        raise InputError(f"predict.run: {name!r} is {run['status']}, expected a finished run (launch its sweep again)")
+    return run
+
+
+def classify(uid: str, pictures: Sequence[str], output_dir: Path) -> list[list[tuple[str, float]]]:
+    """For each picture the most probable classes with their probabilities, by the final state of a run."""
+    import torch
+
+    from stagetree.model import sequential
+
+    record, weights, _ = checkpoint.load(checkpoint.folder_of(output_dir), uid)
+    trunk = json.loads(record.trunk)
+    info = data.find(trunk["data"], output_dir)
+    module = sequential(info.in_features, n_classes=len(info.classes), **trunk["model"]).eval()
+    module.load_state_dict(weights)
+    rows = torch.from_numpy(np.stack([_read(Path(path), info) for path in pictures]))
+    with torch.no_grad():
+        probabilities = module(data.to_float(rows, info, trunk["mean"], trunk["std"])).softmax(-1)
+    top = probabilities.topk(min(LIKELY, len(info.classes)))
+    return [
+        [(info.classes[index], share) for index, share in zip(indices, shares, strict=True)]
+        for indices, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _read(path: Path, info: DataInfo) -> np.ndarray:
+    channels, height, width = info.image_shape
+    if info.scale == 1.0 or channels not in (1, 3):
+        raise InputError(f"predict.run: it was trained on arrays of {info.image_shape} that no picture file holds")
+    return datasets.read_picture(path, height=height, width=width, grayscale=channels == 1).reshape(-1)

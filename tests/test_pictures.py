@@ -1,0 +1,120 @@
+"""`stagetree data` and `stagetree predict`: what people see of pictures."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from stagetree import checkpoint, data, pictures, store
+from stagetree.config import InputError
+from stagetree.model import sequential
+
+
+def stagetree(folder, *words):
+    command = [sys.executable, "-m", "stagetree", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, arrays):
+    """A folder with a finished run on pictures of 4x4 and a test picture of each class, called 0.png to 2.png."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = [
+        "dataset=npz", f"dataset.root={arrays.parent}", f"dataset.file={arrays.name}", "dataset.mean=[0.5]",
+        "trainer.batch_size=16", "trainer.device=cpu", "schedule.stages=[(20,1e-1)]",
+    ]  # fmt: skip
+    done = stagetree(folder, "train", *words)
+    assert done.returncode == 0, done.stderr
+    with np.load(arrays) as given:
+        for label in range(3):
+            index = int(np.flatnonzero(given["test_y"] == label)[0])
+            Image.fromarray(given["test_x"][index]).save(folder / f"{label}.png")
+    return folder
+
+
+def test_a_data_set_is_described(bench, arrays, tmp_path):
+    console = Console(record=True, width=100)
+    config = bench.config()
+    pictures.describe_data(config, console)
+    text = console.export_text()
+    assert "train 160  val 40  test 50" in text
+    with np.load(arrays) as given:
+        pixels, counts = given["train_x"] / 255, np.bincount(given["train_y"])
+    assert f"mean {pixels.mean():.4f}" in text
+    assert f"std  {pixels.std():.4f}" in text
+    assert f"{counts[2]} " in next(line for line in text.splitlines() if line.startswith("2 "))
+    with Image.open(bench.output_dir / "data" / "npz.png") as picture:
+        assert picture.size == (900, 630)
+
+
+def test_statistics_are_those_of_each_channel(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    info = data.DataInfo("", "", "x", (3, 4, 4), ("a",), 30, 30, 255.0)
+    rows = x.transpose(0, 3, 1, 2).reshape(30, -1)
+    means, stds = pictures.channel_statistics(data.Arrays(info, rows, x, rows, x))
+    assert means == pytest.approx((x / 255).mean((0, 1, 2)))
+    assert stds == pytest.approx((x / 255).std((0, 1, 2)))
+
+
+def test_predictions_are_those_of_the_plain_module(trained):
+    frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
+    run = pictures.find_run(frame, "best")
+    files = [str(trained / f"{label}.png") for label in range(3)]
+    found = pictures.classify(run["uid"], files, trained / "mlruns")
+    weights = load_file(trained / "mlruns" / "checkpoints" / f"{run['uid']}.safetensors")
+    module = sequential(16, [128], 3, activation="relu")
+    module.load_state_dict(weights)
+    for path, probabilities in zip(files, found, strict=True):
+        with Image.open(path) as picture:
+            x = torch.tensor(np.asarray(picture).reshape(1, 16) / 255, dtype=torch.float32) - 0.5
+        expected = module(x).softmax(-1)[0]
+        assert dict(probabilities) == pytest.approx(
+            {str(index): expected[index].item() for index in range(3)}, abs=1e-6
+        )  # fmt: skip
+    assert [probabilities[0][0] for probabilities in found] == ["0", "1", "2"]
+
+
+def test_pictures_are_named_on_the_command_line(trained):
+    (trained / "a=b, 'c'.png").write_bytes((trained / "1.png").read_bytes())
+    done = stagetree(trained, "predict", "best", "0.png", "a=b, 'c'.png", "report.metric=test_acc")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("0.png: 0 ")
+    assert second.startswith("a=b, 'c'.png: 1 ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nonesuch", "0.png"], "predict.run: there is no run 'nonesuch', expected one of"),
+        (["best"], "predict: no picture was given"),
+        (["best", "missing.png"], "missing.png: cannot be read as a picture"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told_in_one_sentence(trained, words, said):
+    done = stagetree(trained, "predict", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id_or_its_name(trained):
+    frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
+    run = frame.iloc[0]
+    assert pictures.find_run(frame, run["run_id"][:4])["uid"] == run["uid"]
+    assert pictures.find_run(frame, run["run_name"])["uid"] == run["uid"]
+    with pytest.raises(InputError, match="there is no run"):
+        pictures.find_run(frame, run["run_id"][:3])
+    with pytest.raises(InputError, match="is running, expected a finished run"):
+        pictures.find_run(frame.assign(status="running"), run["run_name"])
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(trained):
+    (uid,) = checkpoint.finished(trained / "mlruns" / "checkpoints").tested
+    record = checkpoint.read_record(trained / "mlruns" / "checkpoints", uid)
+    assert '"mean":[0.5]' in record.trunk
