@@ -162,6 +162,14 @@ def test_the_test_split_is_read_only_for_final_figures(bench, monkeypatch):
     assert parts == ["val"] * 5 + ["test"]  # before training and after each of 4 epochs
 
 
+def test_a_state_within_a_run_has_no_test_figures_even_beside_one_that_ends(bench):
+    """Invariant 7."""
+    ends, goes_on = bench.run(schedule={"stages": [[2, 0.1]]}), bench.run(seed=1)
+    bench.train(ends, goes_on)
+    assert checkpoint.read_record(bench.checkpoints, ends.uid).test is not None
+    assert checkpoint.read_record(bench.checkpoints, first_state(goes_on)).test is None
+
+
 def test_evaluating_the_test_set_each_epoch_changes_no_result(bench, other):
     run = bench.run()
     bench.train(run, test_every_epoch=True)
