@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -202,6 +204,48 @@ def test_a_single_run_is_trained_in_the_same_way(tmp_path, arrays):
     report = stagetree(tmp_path, "report", "--metric", "test_acc", "--top", "20")
     assert report.returncode == 0, report.stderr
     assert len(rows(tmp_path)) == 1
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A real tracking server on loopback, with proxied artifacts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination", str(tmp_path / "served"), "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1",
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(command, env=environment, **quiet) as process:
+        uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{uri}/health").close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield uri
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def test_a_tracking_server_takes_the_runs_and_yaml_the_notation_that_people_write(tmp_path, arrays, server):
+    own = tmp_path / "own" / "schedule"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("stages: [(2,1e-1),(1,1e-2)]\nreset_optimizer: true\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    words = ["--config-dir", str(own.parent), "schedule=mine", "tracking=server", f"tracking.uri={server}", "seed=0,1"]
+    done = stagetree(work, "sweep", *words, *small(arrays))
+    assert done.returncode == 0, done.stderr
+    assert "View run" not in done.stdout
+    assert [(row["status"], row["lrs"], row["epochs"]) for row in rows(work)] == [
+        ("finished", "[0.1, 0.01]", "[2, 1]"), ("finished", "[0.1, 0.01]", "[2, 1]"),
+    ]  # fmt: skip
+    assert len(list((tmp_path / "served").rglob("weights.safetensors"))) == 2
+    assert not (work / "mlruns" / "mlflow.db").exists()
 
 
 def test_problems_of_the_data_are_told_before_anything_trains(tmp_path):
