@@ -9,8 +9,8 @@ import torch
 from stagetree import checkpoint, config, data
 from stagetree.events import EventReader
 from stagetree.plan import Run, StageTree
-from stagetree.train import train_unit
 from stagetree.unit import Settings, write_unit
+from stagetree.walk import train_unit
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ class Bench:
         tree = StageTree.build(runs, share=share).remaining(checkpoint.finished(self.checkpoints))
         self.launches += 1
         folder = self.output_dir / f"launch{self.launches}"
-        chosen = Settings(output_dir=str(self.output_dir), data={info.digest: info.folder}, **settings)
+        chosen = Settings(output_dir=str(self.output_dir), data={info.digest: info.folder}, share=share, **settings)
         write_unit(folder, "0000", tree.roots, chosen)
         train_unit(folder, "0000")
         return list(EventReader(folder / "events").read())

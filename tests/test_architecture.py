@@ -11,14 +11,15 @@ import stagetree
 
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
-    {"plan", "model"},
-    {"config"},
+    {"plan", "model", "claims"},
+    {"config", "stopping"},
     {"checkpoint", "events"},
     {"datasets"},
     {"data"},
     {"optimizer", "describe", "unit"},
     {"epoch"},
     {"train"},
+    {"walk"},
     {"store", "progress"},
     {"report"},
     {"tracking"},
@@ -62,7 +63,7 @@ def test_imports_run_one_way(level):
         ("import stagetree.plan", HEAVY | {"hydra", "pydantic", "numpy"}),
         ("import stagetree.compose, stagetree.sweep", HEAVY),
         ("import stagetree.report, stagetree.store", HEAVY - {"pandas"}),
-        ("import stagetree.train", {"torchvision", "mlflow", "sklearn", "pandas", "hydra"}),
+        ("import stagetree.walk", {"torchvision", "mlflow", "sklearn", "pandas", "hydra"}),
         ("import hydra_plugins.stagetree_sweeper.sweeper", HEAVY | {"pydantic"}),
     ],
 )

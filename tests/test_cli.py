@@ -68,7 +68,7 @@ def sweeps(monkeypatch):
 
     for name, stub in {
         "sweep": SimpleNamespace(run=run, leaderboard=leaderboard),
-        "train": SimpleNamespace(train_unit=train_unit),
+        "walk": SimpleNamespace(train_unit=train_unit),
     }.items():
         monkeypatch.setitem(sys.modules, f"stagetree.{name}", stub)
         monkeypatch.setattr(stagetree, name, stub, raising=False)

@@ -113,15 +113,6 @@ def test_a_damaged_file_is_refused_by_name_whatever_byte_it_is(tmp_path, suffix,
         assert str(path) in str(error.value)
 
 
-def test_only_partial_states_are_removed(tmp_path):
-    save(tmp_path, "a" * 64)
-    save(tmp_path, "b" * 64, test=None, partial=True)
-    for uid in ("a" * 64, "b" * 64, "c" * 64):
-        checkpoint.remove_partial(tmp_path, uid)
-    assert checkpoint.finished(tmp_path).states == {"a" * 64}
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 def test_the_digest_of_weights_is_over_names_shapes_and_bits():
     digest = checkpoint.weights_digest(WEIGHTS)
     assert digest == checkpoint.weights_digest(dict(reversed(WEIGHTS.items())))

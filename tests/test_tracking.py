@@ -40,10 +40,10 @@ class Recorded:
         shutil.copy(empty_store, bench.output_dir / "mlflow.db")
         self.uri = f"sqlite:///{bench.output_dir / 'mlflow.db'}"
 
-    def tracker(self) -> Tracker:
+    def tracker(self, **changes) -> Tracker:
         return Tracker(
-            uri=self.uri, experiment="e", artifacts=self.bench.output_dir / "artifacts", sweep_id="s", command="c",
-            runs=self.entries, checkpoints=self.bench.checkpoints,
+            uri=self.uri, experiment="e", output_dir=self.bench.output_dir, sweep_id="s", launch="l", command="c",
+            runs=self.entries, begun={}, **changes,
         )  # fmt: skip
 
     def check(self):

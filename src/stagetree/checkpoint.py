@@ -4,19 +4,37 @@ The JSON file is written last, each file aside and then renamed, so a checkpoint
 Files are not forced to the disk: after a power failure a digest does not match, and the state counts as absent.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stagetree.config import InputError
 from stagetree.plan import Finished, canonical_json
 
 if TYPE_CHECKING:
     from stagetree.model import State
+
+
+class StateError(InputError):
+    """A state is missing or damaged; training what leads to it makes it anew.
+
+    Args:
+        uid: of the state.
+        what: is wrong with which file.
+        cure: what a person could do about it.
+    """
+
+    def __init__(self, uid: str, what: str, cure: str):
+        super().__init__(f"{what} ({cure}; its epochs are trained again)")
+        self.uid, self.what = uid, what
 
 
 @dataclass(frozen=True)
@@ -65,19 +83,26 @@ def save(
     test: Mapping[str, float] | None,
     partial: bool = False,
 ) -> Record:
-    """Write one state and return its record."""
+    """Write one state and return its record. Final figures that the same weights have already are kept.
+
+    Raises:
+        OSError: nothing of what was there is lost.
+    """
     from safetensors.torch import save as serialize
 
     folder.mkdir(parents=True, exist_ok=True)
+    digest = weights_digest(weights)
+    if test is None:
+        before = find(folder, uid)
+        test = before.test if before is not None and before.weights_sha256 == digest else None
     files = {}
     for suffix, tensors in ((".safetensors", weights), (".optimizer.safetensors", optimizer)):
         if tensors:
             content = serialize(tensors)
             files[uid + suffix] = hashlib.sha256(content).hexdigest()
             write_atomic(folder / (uid + suffix), content)
-    record = Record(uid, trunk, parent, history, test, weights_digest(weights), partial, files)
-    body = canonical_json(vars(record))
-    write_atomic(folder / f"{uid}.json", f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n".encode())
+    record = Record(uid, trunk, parent, history, test, digest, partial, files)
+    write_sealed(folder / f"{uid}.json", vars(record))
     return record
 
 
@@ -85,33 +110,54 @@ def read_record(folder: Path, uid: str) -> Record | None:
     """Read what a checkpoint says; `None` if there is none.
 
     Raises:
-        InputError: the file is damaged.
+        StateError: the file is damaged.
     """
     path = folder / f"{uid}.json"
     try:
-        digest, body = path.read_bytes().split(b"\n", 1)
+        values = read_sealed(path)
+        record = Record(**{**values, "history": tuple(values["history"])})
     except FileNotFoundError:
         return None
-    except ValueError:
-        digest, body = b"", b""
-    body = body.removesuffix(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise InputError(f"{path}: the checkpoint is damaged (delete it; its epochs are trained again)")
-    values = json.loads(body)
-    return Record(**{**values, "history": tuple(values["history"])})
+    except (ValueError, TypeError, KeyError):
+        record = None
+    if record is None or record.uid != uid:
+        raise StateError(uid, f"{path}: the checkpoint is damaged", "delete it")
+    return record
+
+
+def find(
+    folder: Path, uid: str, *, since: float = 0.0, on_damage: Callable[[StateError], Any] = lambda _: None
+) -> Record | None:
+    """Read what a checkpoint says; `None` if there is none that is whole.
+
+    Args:
+        folder: of the checkpoints.
+        uid: of the state.
+        since: what was written before counts as absent; a file's time in seconds.
+        on_damage: told of a damaged record, which counts as absent too.
+    """
+    try:
+        record = read_record(folder, uid)
+        old = since and record and (folder / f"{uid}.json").stat().st_mtime < since
+        return None if old else record
+    except FileNotFoundError:  # removed by another process just now
+        return None
+    except StateError as error:
+        on_damage(error)
+        return None
 
 
 def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
     """Read a state: record, weights, optimizer state.
 
     Raises:
-        InputError: it is missing or damaged.
+        StateError: it is missing or damaged.
     """
     from safetensors.torch import load as deserialize
 
     record = read_record(folder, uid)
     if record is None:
-        raise InputError(f"{folder / uid}.json: the checkpoint is missing (start the sweep again; it is trained anew)")
+        raise StateError(uid, f"{folder / uid}.json: the checkpoint is missing", "run its sweep again")
     states = []
     for suffix in (".safetensors", ".optimizer.safetensors"):
         path = folder / (uid + suffix)
@@ -120,37 +166,104 @@ def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
             continue
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != record.files[path.name]:
-            raise InputError(f"{path}: the checkpoint is damaged (delete {uid}.json; its epochs are trained again)")
+            raise StateError(uid, f"{path}: the checkpoint is damaged", f"delete {uid}.json")
         states.append(deserialize(content))
     return record, states[0], states[1]
 
 
-def remove_partial(folder: Path, uid: str) -> None:
-    """Delete a state that was kept within a stage, its record first; any other stays."""
-    record = read_record(folder, uid)
-    if record is None or not record.partial:
-        return
+def remove(folder: Path, uid: str) -> None:
+    """Delete a state, its record first."""
     for suffix in (".json", ".safetensors", ".optimizer.safetensors"):
         (folder / (uid + suffix)).unlink(missing_ok=True)
 
 
-def finished(folder: Path) -> Finished:
-    """List the states that exist and those with final figures."""
-    tested, states = set(), set()
-    for path in folder.glob("*.json"):
-        record = read_record(folder, path.stem)
-        if record is not None:
-            states.add(record.uid)
-            if record.test is not None:
-                tested.add(record.uid)
-    return Finished(frozenset(states), frozenset(tested))
+class _States(Set):
+    """Uids of the states in a folder that pass a test, looked up when asked for."""
+
+    def __init__(self, folder: Path, passes: Callable[[str], bool]):
+        self._folder, self._passes = folder, passes
+
+    def __contains__(self, uid: object) -> bool:
+        return self._passes(str(uid))
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.stem for path in self._folder.glob("*.json") if path.stem in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def finished(
+    folder: Path, *, since: float = 0.0, without: Container[str] = (),
+    on_damage: Callable[[StateError], Any] = lambda _: None,
+) -> Finished:  # fmt: skip
+    """Tell which states exist and which have final figures; each record is read once, when it is asked for.
+
+    Args:
+        folder: of the checkpoints.
+        since: as for `find`.
+        without: uids that count as absent.
+        on_damage: as for `find`.
+    """
+
+    @cache
+    def look(uid: str) -> Record | None:
+        return None if uid in without else find(folder, uid, since=since, on_damage=on_damage)
+
+    def is_tested(uid: str) -> bool:
+        record = look(uid)
+        return record is not None and record.test is not None
+
+    return Finished(_States(folder, lambda uid: look(uid) is not None), _States(folder, is_tested))
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON below its own SHA-256."""
+    body = canonical_json(values)
+    write_atomic(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n".encode())
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+        FileNotFoundError: it is not there.
+    """
+    digest, _, body = path.read_bytes().partition(b"\n")
+    body = body.removesuffix(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError(f"{path}: damaged")
+    return json.loads(body)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that readers see the old file or the new one."""
+    """Write aside and rename, so that readers see the old file or the new one.
+
+    Raises:
+        OSError: with the path, which is as it was.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_bytes(content)
         os.replace(aside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> None:
+    """Delete what killed processes wrote aside and never renamed."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # its writer lives after all, and was quicker
+            if time.time() - path.stat().st_mtime < older_than_s:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

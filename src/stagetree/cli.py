@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HELP = """\
 usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
 
-  train    train one run
-  sweep    train a grid: values separated by commas, shared schedule prefixes once
+  train    train one run (--fresh)
+  sweep    train a grid: values separated by commas, shared schedule prefixes once (--fresh)
   plan     say what a sweep would train, and train nothing (--json)
   report   rank the runs (--metric test_acc --top 20 --group-by seed --output leaderboard.csv)
   ui       open MLflow's user interface (--port 5000)
@@ -34,9 +34,9 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   eval "$(stagetree -sc install=bash)"  completion for this shell (also zsh, fish)
 """
 OPTIONS = {
-    "train": {},
-    "sweep": {},
-    "plan": {},
+    "train": {"fresh": "trainer.fresh"},
+    "sweep": {"fresh": "trainer.fresh"},
+    "plan": {"fresh": "trainer.fresh"},
     "report": {
         "metric": "report.metric",
         "top": "report.top",
@@ -48,21 +48,24 @@ OPTIONS = {
     "predict": {},
 }
 """For each command, options that are another way to write an override."""
+SWITCHES = {"fresh"}
+"""Options without a value: they stand for `true`."""
 
 
 def main() -> None:
     """Run the command in `sys.argv`.
 
-    Exits with 0, 1 for a mistake of usage or configuration, 3 when runs failed, 130 when interrupted.
+    Exits with 0, 1 for a mistake of usage or configuration, 3 when runs failed, 128 and the signal's number when
+    interrupted.
     """
     if _answered_at_once(sys.argv[1:]):
         return
     try:
         with _mistakes_shown():
             _run(sys.argv[1:])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stagetree: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(error, "exit_code", 130))
     except SystemExit as error:
         sys.exit(1 if error.code == 2 else error.code)  # argparse says 2 for mistakes of usage
 
@@ -142,7 +145,10 @@ def hydra_words(command: str, words: Sequence[str]) -> list[str]:
 
     parser = argparse.ArgumentParser(prog=f"stagetree {command}", add_help=False, allow_abbrev=False)
     for option in OPTIONS[command]:
-        parser.add_argument(f"--{option}", metavar="VALUE")
+        if option in SWITCHES:
+            parser.add_argument(f"--{option}", action="store_const", const="true")
+        else:
+            parser.add_argument(f"--{option}", metavar="VALUE")
     if command == "plan":
         parser.add_argument("--json", action="store_true")
     given, words = parser.parse_known_args(words)
@@ -200,14 +206,16 @@ def _conf_dir() -> Path:
 
 @contextmanager
 def _mistakes_shown() -> Iterator[None]:
-    """Turn an `InputError` into its lines on stderr and exit status 1; HYDRA_FULL_ERROR=1 keeps the traceback."""
+    """Turn what a person can mend into a line on stderr and exit status 1; HYDRA_FULL_ERROR=1 keeps the traceback."""
     from stagetree.config import InputError
 
     try:
         yield
-    except InputError as error:
+    except (InputError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        if isinstance(error, OSError) and error.filename:
+            sys.exit(f"{error.filename}: {error.strerror} (nothing that was there is lost; mend it and run this again)")
         sys.exit(str(error))
 
 

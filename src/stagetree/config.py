@@ -364,6 +364,8 @@ class Trainer(Frozen):
     """Most members that train side by side; 1: no packing."""
     share_prefixes: bool = True
     """Train equal schedule prefixes once."""
+    fresh: bool = False
+    """Train anew what is finished already; earlier results stay until the new ones replace them."""
     checkpoint_every_s: NonNegative = 60.0
     """Seconds between states kept within a stage, at the end of an epoch; a killed run goes on from the last."""
     workers: AutoOrCount = "auto"

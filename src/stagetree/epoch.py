@@ -1,7 +1,7 @@
 """One pass of a pack over the data: training and evaluation, the pictures gathered on the device."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +59,20 @@ class _Sums:
         return [{f"{part}/loss": loss, f"{part}/acc": acc} for loss, acc in columns]
 
 
+def never() -> None:
+    """Do not end training before its time."""
+
+
 @torch.no_grad()
-def evaluate(pack: Pack, split: Split, spec: Mapping, part: str) -> list[dict[str, float]]:
+def evaluate(
+    pack: Pack, split: Split, spec: Mapping, part: str, check: Callable[[], None] = never
+) -> list[dict[str, float]]:
     """Mean loss and accuracy of each member on `val` or `test`: `{"val/loss": ..., "val/acc": ...}`."""
     test = part == "test"
     rows = torch.arange(split.info.n_test, device=split.train.device) if test else split.val
     sums = _Sums(len(pack), split.train.device)
     for first in range(0, len(rows), spec["eval_batch_size"]):
+        check()
         x, y = split.batch(rows[first : first + spec["eval_batch_size"]], spec, test=test)
         y = y.expand(len(pack), -1)
         with _precision(spec):
@@ -76,7 +83,7 @@ def evaluate(pack: Pack, split: Split, spec: Mapping, part: str) -> list[dict[st
 
 def train_epoch(
     pack: Pack, optimizer: PackOptimizer | None, lr: Tensor | None, split: Split, spec: Mapping,
-    keys: Sequence[tuple[int, int]],
+    keys: Sequence[tuple[int, int]], check: Callable[[], None] = never,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Train one epoch, in place, and return each member's mean loss and accuracy over its minibatches.
 
@@ -87,6 +94,7 @@ def train_epoch(
         split: the data.
         spec: what the members have in common.
         keys: each member's `(seed, epoch)`, which decide the order of its minibatches and its dropout masks.
+        check: called before each minibatch; what it raises ends training there.
     """
     distinct = list(dict.fromkeys(keys))
     by_key = [data.generator(seed, epoch, "dropout", split.train.device) for seed, epoch in distinct]
@@ -100,6 +108,7 @@ def train_epoch(
     ])  # fmt: skip
     sums = _Sums(len(pack), split.train.device)
     for first in range(0, orders.shape[1], spec["batch_size"]):
+        check()
         x, y = split.batch(orders[:, first : first + spec["batch_size"]], spec)
         if len(distinct) == 1:
             x, y = x.expand(len(pack), -1, -1), y.expand(len(pack), -1)

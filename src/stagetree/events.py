@@ -8,7 +8,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,28 @@ def _encode(event: Event) -> bytes:
 
 
 class EventReader:
-    """Follows all logs of a folder; each call of `read` yields what is new."""
+    """Follows all logs of a folder; each call of `read` yields what is new.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: of the logs.
+        on_damage: told of a damaged file, which is passed over from there on.
+    """
+
+    def __init__(self, folder: Path, on_damage: Callable[[InputError], Any] | None = None):
         self._folder = folder
+        self._on_damage = on_damage
         self._offsets: dict[Path, int] = {}
+        self._damaged: set[Path] = set()
 
     def read(self) -> Iterator[Event]:
         """Yield the events appended since the last call, each file's in order.
 
         Raises:
-            InputError: a line that is not the last is damaged.
+            InputError: a line that is not the last is damaged, and nobody is told of it instead.
         """
         for path in sorted(self._folder.glob("*.jsonl")):
-            yield from self._read_file(path)
+            if path not in self._damaged:
+                yield from self._read_file(path)
 
     def _read_file(self, path: Path) -> Iterable[Event]:
         offset = self._offsets.get(path, 0)
@@ -67,8 +75,13 @@ class EventReader:
             self._offsets[path] = offset
             crc, _, body = line[:-1].partition(b" ")
             if crc != b"%08x" % zlib.crc32(body):
-                raise InputError(
+                error = InputError(
                     f"{path}: damaged at byte {offset - len(line)} "
-                    "(delete the file; the results in the checkpoints are kept, and the rest is trained again)"
+                    "(the results are in the checkpoints; the same command trains what is missing)"
                 )
+                if self._on_damage is None:
+                    raise error
+                self._damaged.add(path)
+                self._on_damage(error)
+                return
             yield json.loads(body)

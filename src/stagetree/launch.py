@@ -14,15 +14,24 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from stagetree.config import InputError
+from stagetree.stopping import leave_ctrl_c_to_the_launcher, stop_asked
+
 log = logging.getLogger(__name__)
 
 
 def run_unit(sweep_dir: Path, unit_id: str) -> dict[str, Any]:
     """Train one unit. A failure is logged and returned: with some launchers an exception would end other units."""
+    leave_ctrl_c_to_the_launcher()
+    if stop_asked(sweep_dir):
+        return {"unit": unit_id, "stopped": "before it began"}
     try:
-        from stagetree.train import train_unit  # imports torch
+        from stagetree.walk import train_unit  # imports torch
 
         return train_unit(sweep_dir, unit_id)
+    except (InputError, OSError) as error:
+        log.error("unit %s: %s", unit_id, error)
+        return {"unit": unit_id, "error": str(error)}
     except (Exception, SystemExit) as error:
         log.exception("unit %s failed", unit_id)
         return {"unit": unit_id, "error": f"{type(error).__name__}: {error}"}

@@ -8,7 +8,7 @@ skipping what is finished and extending it are therefore one operation: start fr
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -117,8 +117,8 @@ class Node:
 class Finished:
     """What checkpoints say: which states exist, and which of them have their final figures."""
 
-    states: frozenset[str] = frozenset()
-    tested: frozenset[str] = frozenset()
+    states: Container[str] = frozenset()
+    tested: Container[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,24 @@ def _remaining(node: Node, finished: Finished) -> list[Node]:
             cost = node.cost * left / node.epochs
             return [replace(node, parent=uid, epochs=left, cost=cost, children=own), *others]
     return [replace(node, children=own), *others]
+
+
+def path_to(node: Node, finished: Finished) -> list[Node]:
+    """List what must be trained to reach a node's state, parents first.
+
+    That is the node itself if the state it starts from is there, nothing if it is done, less of it if a later state is
+    there, and the nodes before it where states are gone.
+    """
+    below: tuple[Node, ...] = ()
+    for depth in range(len(node.stages), 0, -1):
+        stages = node.stages[:depth]
+        top = replace(
+            node, uid=prefix_uid(node.trunk, stages), stages=stages, epochs=stages[-1].epochs, children=below,
+            parent=prefix_uid(node.trunk, stages[:-1]) if depth > 1 else None,
+            final=node.final and depth == len(node.stages),
+        )  # fmt: skip
+        below = (top,)
+    return list(StageTree(below).remaining(finished).walk())
 
 
 # ---------------------------------------------------------------- units and waves

@@ -109,17 +109,24 @@ def plan(jobs: Sequence[Job], *, workers: int) -> Plan:
         kept.setdefault(run.uid, job)
     whole = StageTree.build(runs.values())
     asked = whole if config.trainer.share_prefixes else StageTree.build(runs.values(), share=False)
-    tree = asked.remaining(checkpoint.finished(checkpoint.folder_of(output_dir)))
+    if config.trainer.fresh:
+        tree = asked
+    else:
+        tree = asked.remaining(checkpoint.finished(checkpoint.folder_of(output_dir), on_damage=_note_damage))
     infos = {uid: prepared[job.config.dataset] for uid, job in kept.items()}
     entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole)
     by_digest = {info.digest: info for info in prepared.values()}
     return Plan(jobs, runs, entries, whole, tree, cut_waves(tree, workers), by_digest, config)
 
 
+def _note_damage(error: checkpoint.StateError) -> None:
+    print(f"note: {error.what}; its epochs are trained again", file=sys.stderr)
+
+
 def _common_settings(jobs: Sequence[Job]) -> Config:
     """Settings of the sweep as a whole must not vary within it."""
     first = jobs[0].config
-    names = ("workers", "pack_size", "share_prefixes", "test_every_epoch", "checkpoint_every_s")
+    names = ("workers", "pack_size", "share_prefixes", "fresh", "test_every_epoch", "checkpoint_every_s")
     pairs = [(f"trainer.{name}", {getattr(job.config.trainer, name) for job in jobs}) for name in names]
     pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in ("tracking", "report", "output_dir")]
     varying = [name for name, values in pairs if len(values) > 1]

@@ -23,7 +23,8 @@ class ProgressDisplay:
         self.console = Console(stderr=True)
         self._names = names
         self._epochs = epochs
-        self._done = self._runs = self._failed = 0
+        self._done = self._failed = 0
+        self._runs: set[str] = set()
         self._started = self._printed = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
                    TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
@@ -42,11 +43,19 @@ class ProgressDisplay:
         if event["kind"] == "epoch" and event["epoch"] > 0:
             self._done += 1
         elif event["kind"] == "done":
-            self._runs += event["uid"] in self._names
+            self._runs |= {event["uid"]} & self._names.keys()
         elif event["kind"] == "failed":
             self._failed += 1
             name = self._names.get(event["uid"], "a shared prefix")
             self.console.print(f"[red]failed[/red] {escape(name)}: {escape(event['reason'])}", highlight=False)
+        elif event["kind"] == "damaged":
+            self.note(f"{event['reason']}; its epochs are trained again")
+        elif event["kind"] == "waiting":
+            self.note(f"another process trains {len(event['uids'])} of these states; they are taken over when done")
+
+    def note(self, text: str) -> None:
+        """Print what is worth knowing and no failure."""
+        self.console.print(text, style="yellow", markup=False, highlight=False)
 
     def refresh(self) -> None:
         """Show what is new; on a terminal at once, elsewhere a line now and then."""
@@ -60,4 +69,4 @@ class ProgressDisplay:
 
     def _status(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._runs}/{len(self._names)} runs done{failed}"
+        return f"{len(self._runs)}/{len(self._names)} runs done{failed}"

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +19,14 @@ from pathlib import Path
 from rich.console import Console
 
 from stagetree import checkpoint
+from stagetree.claims import store_claims
 from stagetree.compose import Job
 from stagetree.config import Config
 from stagetree.events import EventLog, EventReader
 from stagetree.plan import Node, StageTree, Unit
 from stagetree.prepare import Plan, plan
 from stagetree.progress import ProgressDisplay
+from stagetree.stopping import Interrupted, Launching, stop_asked
 from stagetree.tail import Tail
 from stagetree.tracking import Tracker
 from stagetree.unit import Settings, write_unit
@@ -51,37 +54,63 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
         workers: units that `launch` runs at a time.
         launch: takes a folder and unit ids, runs `train_unit` for each, and returns when all have ended.
         command: as typed, for the record.
+
+    Raises:
+        Interrupted: by a signal, once all workers have ended.
+        OSError: the output folder cannot be written.
     """
     planned = plan(jobs, workers=workers)
     print(planned.text(), flush=True)
     output_dir = Path(planned.config.output_dir).resolve()
+    checkpoints = checkpoint.folder_of(output_dir)
+    for folder in (checkpoints, output_dir / "data"):
+        checkpoint.remove_leftovers(folder)
     # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
     folder = output_dir / "sweeps" / planned.sweep_id / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
     folder.mkdir(parents=True)
     checkpoint.write_atomic(folder / "sweep.json", json.dumps(planned.as_dict() | {"command": list(command)}).encode())
-    tracking = planned.config.tracking
-    uri = planned.config.store_uri
+    config, tracking = planned.config, planned.config.tracking
     waiting = {node.uid for node in planned.tree.walk()}
     names = {entry.uid: entry.name for entry in planned.entries if entry.uid in waiting}
+    claims = store_claims(output_dir)
+    since = (folder / "sweep.json").stat().st_mtime if config.trainer.fresh else 0.0
+
+    begun: dict[str, str] = {}
 
     def new_tracker():
         return Tracker(
-            uri=uri, experiment=tracking.experiment, artifacts=output_dir / "artifacts", sweep_id=planned.sweep_id,
-            command=shlex.join(command), runs=planned.entries, checkpoints=checkpoint.folder_of(output_dir),
+            uri=config.store_uri, experiment=tracking.experiment, output_dir=output_dir, sweep_id=planned.sweep_id,
+            launch=folder.name, command=shlex.join(command), runs=planned.entries, begun=begun,
+            since=since,
         )  # fmt: skip
 
     progress = ProgressDisplay(epochs=planned.tree.epochs, names=names)
-    with Tail(folder / "events", progress, new_tracker) as tail:
-        crew = _Crew(planned, output_dir, folder, launch)
-        for wave in planned.waves:
-            crew.train(wave)
-    return _outcome(planned, uri, tail.tracking_error)
+    trouble = None
+    with Launching(folder, claims) as launching, Tail(folder / "events", progress, new_tracker) as tail:
+        crew = _Crew(planned, output_dir, folder, launch, since)
+        try:
+            for wave in planned.waves:
+                crew.train(wave)
+                if launching.signal is not None:
+                    break
+        except _MachineError as error:
+            trouble = error
+        finally:
+            if launching.signal is not None:
+                tail.hurry()
+    if launching.signal is not None:
+        raise Interrupted(launching.signal)
+    return _outcome(planned, since, tail.tracking_error, trouble)
+
+
+class _MachineError(Exception):
+    """What is no run's fault and stops a sweep: the disk is full, say. What is finished is kept."""
 
 
 class _Crew:
     """Launches units until each has come to its end, or what kills its worker has failed."""
 
-    def __init__(self, planned: Plan, output_dir: Path, folder: Path, launch: Launch):
+    def __init__(self, planned: Plan, output_dir: Path, folder: Path, launch: Launch, since: float):
         self.folder, self.launch = folder, launch
         self.checkpoints = checkpoint.folder_of(output_dir)
         trainer = planned.config.trainer
@@ -91,6 +120,9 @@ class _Crew:
             pack_size=trainer.pack_size,
             test_every_epoch=trainer.test_every_epoch,
             checkpoint_every_s=trainer.checkpoint_every_s,
+            share=trainer.share_prefixes,
+            since=since,
+            launcher=socket.gethostname(),
         )
         self._unit_ids = (f"{number:04d}" for number in count())
         self._failed: set[str] = set()
@@ -102,7 +134,7 @@ class _Crew:
         orphans = [root for unit in units for root in unit if root.parent in self._failed]
         self._failed |= {node.uid for root in orphans for node in root.walk()}
         units = [tuple(root for root in unit if root.uid not in self._failed) for unit in units]
-        while units := [unit for unit in units if unit]:
+        while (units := [unit for unit in units if unit]) and not stop_asked(self.folder):
             again = []
             for left in self._launch(units):
                 if len(left) > 1:
@@ -115,18 +147,26 @@ class _Crew:
             units = again
 
     def _launch(self, units: Sequence[Unit]) -> list[Unit]:
-        """Launch units and return what is left of those whose workers died."""
+        """Launch units and return what is left of those whose workers died.
+
+        Raises:
+            _MachineError: a worker could not go on, and no run is to blame.
+        """
         by_id = {unit_id: unit for unit, unit_id in zip(units, self._unit_ids, strict=False)}
         for unit_id, unit in by_id.items():
             write_unit(self.folder, unit_id, unit, self.settings)
         try:
             self.launch(self.folder, list(by_id))
         except Exception as error:  # launchers raise when a worker dies; the logs say what was reached
-            print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
-        events = list(EventReader(self.folder / "events").read())
+            if not stop_asked(self.folder):
+                print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+        events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # Tail tells
+        for event in events:
+            if event["kind"] == "trouble":
+                raise _MachineError(event["reason"])
         ended = {event["unit"] for event in events if event["kind"] == "unit_done"}
         self._failed |= {event["uid"] for event in events if event["kind"] == "failed"}
-        done = checkpoint.finished(self.checkpoints)
+        done = checkpoint.finished(self.checkpoints, since=self.settings.since)
         left = [StageTree(unit).remaining(done) for unit_id, unit in by_id.items() if unit_id not in ended]
         return [roots for tree in left if (roots := tuple(r for r in tree.roots if r.uid not in self._failed))]
 
@@ -141,32 +181,36 @@ class _Crew:
 # ---------------------------------------------------------------- leaderboard
 
 
-def _outcome(planned: Plan, uri: str, tracking_error: Exception | None) -> Outcome:
+def _outcome(planned: Plan, since: float, tracking_error: Exception | None, trouble: Exception | None) -> Outcome:
     """Rank this sweep's runs, print the top and write the file."""
-    folder = checkpoint.folder_of(Path(planned.config.output_dir))
-    records = [checkpoint.read_record(folder, uid) for uid in planned.runs]
+    config, several = planned.config, len(planned.runs) > 1
+    folder = checkpoint.folder_of(Path(config.output_dir))
+    records = [checkpoint.find(folder, uid, since=since) for uid in planned.runs]
     finished = [record for record in records if record is not None and record.test is not None]
     scores = [record.history[-1].get("val/acc", record.test["test/acc"]) for record in finished]
     objective = max(scores, default=math.nan)
     if tracking_error is not None:
         message = (
-            f"tracking at {uri} failed: {tracking_error}\n"
+            f"tracking at {config.store_uri} failed: {tracking_error}\n"
             "The results are kept; run the same command again to record them."
         )
-        return Outcome(3, objective, message)
+        return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)
     from stagetree import report, store
 
-    frame = store.load(uri, planned.config.tracking.experiment)
-    frame = report.rank(frame[frame["uid"].isin(planned.runs)], planned.config.report.metric)
-    if len(planned.runs) > 1:
-        report.write_csv(frame, Path(planned.config.report.output))
-    path = Path(planned.config.report.output) if len(planned.runs) > 1 else None
-    report.show(frame, planned.config.report.top, Console(), path)
-    n_failed = len(planned.runs) - len(finished)
-    text = "stagetree ui  opens these runs in MLflow"
-    if n_failed:
-        text = f"{n_failed} of {len(planned.runs)} runs failed\n" + text
-    return Outcome(3 if n_failed else 0, objective, text)
+    frame = store.load(config.store_uri, config.tracking.experiment)
+    frame = report.rank(frame[frame["uid"].isin(planned.runs)], config.report.metric)
+    path = Path(config.report.output) if several else None
+    if path:
+        report.write_csv(frame, path)
+    report.show(frame, config.report.top, Console(), path)
+    lines = ["stagetree ui  opens these runs in MLflow"]
+    n_missing = len(planned.runs) - len(finished)
+    if trouble:
+        lines = [f"{trouble}", f"{n_missing} of {len(planned.runs)} runs are not finished; what is finished is kept. "
+                 "Run the same command again to go on."]  # fmt: skip
+    elif n_missing:
+        lines.insert(0, f"{n_missing} of {len(planned.runs)} runs failed")
+    return Outcome(3 if n_missing or trouble else 0, objective, "\n".join(lines))
 
 
 def leaderboard(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Follow a sweep's event logs while it trains, for MLflow and for the person who waits."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from stagetree.tracking import Tracker
 
 POLL_S = 0.5
+HURRY_S = 0.3
+"""For MLflow when everything must end at once; what is not written is made good at the next start."""
 
 
 class Tail:
@@ -33,7 +36,12 @@ class Tail:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tail", daemon=True)
         self._tracker: Tracker | None = None
+        self._in_time = float("inf")
         self.tracking_error: Exception | None = None
+
+    def hurry(self) -> None:
+        """End soon, whatever is not written yet."""
+        self._in_time = time.monotonic() + HURRY_S
 
     def __enter__(self) -> "Tail":
         self._progress.__enter__()
@@ -42,11 +50,11 @@ class Tail:
 
     def __exit__(self, *_) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(None if self._in_time == float("inf") else HURRY_S + 0.1)
         self._progress.__exit__()
 
     def _follow(self) -> None:
-        reader = EventReader(self._events)
+        reader = EventReader(self._events, on_damage=lambda error: self._progress.note(str(error)))
         try:
             self._tracker = self._new_tracker()
         except Exception as error:
@@ -70,13 +78,15 @@ class Tail:
                 write(self._tracker)
             except Exception as error:
                 self.tracking_error = error
-                self._progress.console.print(
-                    f"tracking failed: {error}\n(training goes on; what is missing is written at the end)",
-                    style="yellow", markup=False, highlight=False,
-                )  # fmt: skip
+                self._progress.note(
+                    f"tracking failed: {error}\n(training goes on; what is missing is written at the end)"
+                )
 
     def _finish(self) -> None:
         """Write the rest; after an outage, everything once more from the logs, which doubles nothing."""
+        if self._in_time < float("inf"):
+            self._track(lambda tracker: tracker.leave(self._in_time))
+            return
         if self.tracking_error is not None:
             self.tracking_error = None
             self._track(lambda _: self._reconnect())
@@ -84,5 +94,5 @@ class Tail:
 
     def _reconnect(self) -> None:
         self._tracker = self._new_tracker()
-        for event in EventReader(self._events).read():
+        for event in EventReader(self._events, on_damage=lambda _: None).read():
             self._tracker.on_event(event)

@@ -10,19 +10,24 @@ import json
 import logging
 import math
 import os
+import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stagetree import checkpoint
 from stagetree.checkpoint import Record
+from stagetree.claims import store_claims
 from stagetree.describe import RunEntry
 
 LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
+
+OTHERS_S = 30.0
+"""How long a sweep waits at its end for another one to record what both contain."""
 
 SHARE_OF_TIME = 0.03
 """Most of the launching process's time that live metrics may take: they wait longer where the store is slow."""
@@ -31,36 +36,53 @@ SHARE_OF_TIME = 0.03
 class Tracker:
     """Writes one sweep's runs to MLflow.
 
+    Each run and sweep has one writer at a time, who holds a claim on it: what is RUNNING in MLflow and claimed by
+    nobody was left by a dead process.
+
     Args:
         uri: a tracking URI.
         experiment: name; made if it does not exist.
-        artifacts: where the experiment's artifacts go if it is made now and the store is a local database.
+        output_dir: of checkpoints, claims and, if the store is a local database, the experiment's artifacts.
         sweep_id: names the parent run; a relaunched sweep goes on with the same.
+        launch: name of the launch's folder, to find its logs.
+        command: as typed.
         runs: of the sweep.
-        checkpoints: folder of records.
+        begun: MLflow's id for each uid that this launch has begun; a tracker after an outage gets the same.
+        since: states written before do not count: their runs are recorded anew, and supersede the older ones once they
+            are finished. A file's time in seconds.
     """
 
     def __init__(
-        self, *, uri: str, experiment: str, artifacts: Path, sweep_id: str, command: str, runs: Sequence[RunEntry],
-        checkpoints: Path,
+        self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str, launch: str, command: str,
+        runs: Sequence[RunEntry], begun: dict[str, str], since: float = 0.0,
     ):  # fmt: skip
         self.runs = {run.uid: run for run in runs}
         self._below: dict[str, list[RunEntry]] = {}
         for run in runs:
             for uid in run.path:
                 self._below.setdefault(uid, []).append(run)
-        self._checkpoints = checkpoints
+        self._uri, self._experiment_name = uri, experiment
+        self._checkpoints = checkpoint.folder_of(output_dir)
         self._ids: dict[str, str] = {}
+        self._begun = begun
+        self._since = since
+        self._older: dict[str, list[str]] = {}
         self._logged: dict[str, int] = {}  # last epoch written, by uid; -1: none
+        self._final: set[str] = set()  # with their final figures written
         self._ended: set[str] = set()
         self._pending: dict[str, dict[int, Mapping[str, float]]] = {}
         self._next_flush = 0.0
         self._client = _client(uri)
-        self._experiment = _experiment(self._client, experiment, uri, artifacts)
+        self._experiment = _experiment(self._client, experiment, uri, output_dir / "artifacts")
         self._sweep_id = sweep_id
-        self._tags = _environment_tags()
+        self._writer = f"{socket.gethostname()} {output_dir.resolve()}"
+        self._tags = _environment_tags() | {"stagetree.writer": self._writer, "stagetree.launch": launch}
+        # Claimed before the store is read: what is seen of these runs then is all there is.
+        self._claims = store_claims(output_dir)
+        self._theirs = {uid for uid in self.runs if not self._claims.take(self._claim("run", uid))}
+        running = self._end_what_died()
         self._parent = self._find_parent(command)
-        self._find_runs(uri, experiment)
+        self._take_over(self.runs.keys() - self._theirs, running)
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Take one event of the sweep's logs; what it leads to may be written later."""
@@ -78,7 +100,8 @@ class Tracker:
                 self.fail(run, event["reason"], event["traceback"])
 
     def _open(self, node_uid: str) -> list[RunEntry]:
-        return [run for run in self._below.get(node_uid, []) if run.uid not in self._ended]
+        below = self._below.get(node_uid, [])
+        return [run for run in below if run.uid not in self._ended and run.uid not in self._theirs]
 
     def flush(self, *, force: bool = False) -> None:
         """Write live metrics that wait, if it is time to."""
@@ -92,8 +115,9 @@ class Tracker:
 
     def finish(self, run: RunEntry) -> None:
         """Write what is missing of a run whose final state exists, and end it."""
-        record = checkpoint.read_record(self._checkpoints, run.uid)
-        if run.uid in self._ended or record is None or record.test is None:
+        record = checkpoint.find(self._checkpoints, run.uid, since=self._since)
+        done = record is not None and record.test is not None
+        if not done or run.uid in self._ended or run.uid in self._theirs:
             return
         run_id = self._begin(run)
         self._pending.pop(run.uid, None)
@@ -103,8 +127,9 @@ class Tracker:
         self._write_epochs(run.uid, epochs, final=final, tags=tags)
         with _artifacts(run, record, self._checkpoints) as folder:
             self._client.log_artifacts(run_id, folder)
-        self._client.set_terminated(run_id, "FINISHED")
-        self._ended.add(run.uid)
+        self._end(run.uid, "FINISHED")
+        for older in self._older.pop(run.uid, []):
+            self._client.set_tag(older, "stagetree.superseded", "true")
 
     def fail(self, run: RunEntry, reason: str, trace: str) -> None:
         """End a run as failed and say why."""
@@ -112,27 +137,94 @@ class Tracker:
         self._write_epochs(run.uid, self._pending.pop(run.uid, {}), tags={"stagetree.reason": reason[:LONGEST_TAG]})
         if trace:
             self._client.log_text(run_id, trace, "traceback.txt")
-        self._client.set_terminated(run_id, "FAILED")
-        self._ended.add(run.uid)
+        self._end(run.uid, "FAILED")
+
+    def _end(self, uid: str, status: str) -> None:
+        self._client.set_terminated(self._ids[uid], status)
+        self._ended.add(uid)
+        self._claims.release(self._claim("run", uid))
 
     def close(self) -> None:
         """Write all that is missing and end the sweep's parent run."""
         self.flush(force=True)
         for run in self.runs.values():
             self.finish(run)
-        for uid, run_id in self._ids.items():
-            if uid not in self._ended:
-                self._client.set_terminated(run_id, "KILLED")
+        self._wait_for_others()
         complete = self._ended >= self.runs.keys()
-        self._client.set_terminated(self._parent, "FINISHED" if complete else "FAILED")
+        self.leave(math.inf, "FINISHED" if complete else "FAILED")
+
+    def leave(self, until: float, status: str = "KILLED") -> None:
+        """End what is left in MLflow as far as time allows; the next start ends the rest.
+
+        Args:
+            until: on the clock of `time.monotonic`.
+            status: of the parent run.
+        """
+        if self._claims.take(self._claim("sweep", self._sweep_id)):
+            self._client.set_terminated(self._parent, status)
+            self._claims.release(self._claim("sweep", self._sweep_id))
+        for uid in self._ids.keys() - self._ended:
+            if time.monotonic() > until:
+                return
+            self._client.set_terminated(self._ids[uid], "KILLED")
+        for uid in self.runs.keys() - self._theirs:
+            self._claims.release(self._claim("run", uid))
+
+    def _wait_for_others(self) -> None:
+        """Let other sweeps record what they share with this one; what they cannot is recorded here."""
+        deadline = time.monotonic() + OTHERS_S
+        while self._theirs and time.monotonic() < deadline:
+            free = {uid for uid in self._theirs if self._claims.take(self._claim("run", uid))}
+            if free:
+                self._theirs -= free
+                self._take_over(free, running={})
+                for uid in free:
+                    self.finish(self.runs[uid])
+            else:
+                time.sleep(0.2)
 
     # ------------------------------------------------------------ MLflow
 
+    def _claim(self, kind: str, name: str) -> str:
+        return f"{kind} {name} in {self._experiment_name} at {self._uri}"
+
+    def _end_what_died(self) -> dict[str, Mapping[str, str]]:
+        """End all that is RUNNING in the experiment and whose writer is dead; return the rest: tags by run id."""
+        running, token = {}, None
+        while True:
+            page = self._client.search_runs([self._experiment], "attributes.status = 'RUNNING'", page_token=token)
+            running |= {run.info.run_id: run.data.tags for run in page}
+            token = page.token
+            if not token:
+                break
+        for run_id, tags in list(running.items()):
+            if self._is_dead(tags):
+                self._client.set_terminated(run_id, "KILLED")
+                del running[run_id]
+        return running
+
+    def _is_dead(self, tags: Mapping[str, str]) -> bool:
+        host, _, folder = tags.get("stagetree.writer", "").partition(" ")
+        if host != socket.gethostname():
+            return False  # not ours, or on a machine that cannot be asked
+        if not folder or not Path(folder).is_dir():
+            return True
+        kind = tags.get("stagetree.kind", "")
+        name = tags.get("stagetree.uid" if kind == "run" else "stagetree.sweep", "")
+        return store_claims(Path(folder)).is_free(self._claim(kind, name))
+
     def _find_parent(self, command: str) -> str:
         query = f"tags.`stagetree.kind` = 'sweep' AND tags.`stagetree.sweep` = '{self._sweep_id}'"
-        found = self._client.search_runs([self._experiment], query, max_results=1)
+        deadline = time.monotonic() + OTHERS_S
+        while True:
+            mine = self._claims.take(self._claim("sweep", self._sweep_id))
+            found = self._client.search_runs([self._experiment], query, max_results=1)
+            if found or mine or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)  # the same command runs twice, and the other process is about to make it
         if found:
-            self._client.update_run(found[0].info.run_id, status="RUNNING")
+            if mine:
+                self._client.update_run(found[0].info.run_id, status="RUNNING")
             return found[0].info.run_id
         tags = self._tags | {
             "stagetree.kind": "sweep",
@@ -142,26 +234,45 @@ class Tracker:
         name = f"sweep of {len(self.runs)} runs {self._sweep_id}" if len(self.runs) > 1 else f"train {self._sweep_id}"
         return self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
 
-    def _find_runs(self, uri: str, experiment: str) -> None:
-        """Take over what the experiment holds of these runs already: one MLflow run for each configuration."""
+    def _take_over(self, uids: Iterable[str], running: Mapping[str, Mapping[str, str]]) -> None:
+        """Go on with what the experiment holds of these runs: one MLflow run for each configuration.
+
+        Args:
+            uids: of runs whose claim is held.
+            running: tags of runs in MLflow that are RUNNING; another machine's are left to it.
+        """
         from stagetree.store import load  # pandas
 
-        for row in load(uri, experiment).itertuples():
-            if row.uid in self.runs and row.status == "finished":
+        frame = load(self._uri, self._experiment_name)
+        frame = frame[frame["uid"].isin(set(uids))].sort_values("status", key=lambda column: column != "finished")
+        for row in frame.itertuples():
+            writer = running.get(row.run_id, {}).get("stagetree.writer", self._writer)
+            if self._since and row.run_id not in self._begun.values():
+                self._older.setdefault(row.uid, []).append(row.run_id)
+            elif row.status == "finished":
                 self._ended.add(row.uid)
-            elif row.uid in self.runs:
+            elif row.uid in self._ended:
+                self._client.set_tag(row.run_id, "stagetree.superseded", "true")
+            elif writer == self._writer:
                 self._resume(row.uid, row.run_id)
+        for uid in self._ended:
+            self._claims.release(self._claim("run", uid))
 
     def _resume(self, uid: str, run_id: str) -> None:
         """Go on with a run that an earlier process began, without doubling what it wrote."""
-        history = self._client.get_metric_history(run_id, "lr")
+        steps = [
+            metric.step
+            for name in ("lr", "val/loss", "test/loss")  # epoch 0 has no learning rate
+            for metric in self._client.get_metric_history(run_id, name)
+        ]
         self._ids[uid] = run_id
-        self._logged[uid] = max((metric.step for metric in history), default=-1)
+        self._logged[uid] = max(steps, default=-1)
+        if self._client.get_metric_history(run_id, "train_seconds"):
+            self._final.add(uid)
         self._client.update_run(run_id, status="RUNNING")
+        self._describe(self.runs[uid], run_id)  # the earlier process may have died before it did
 
     def _begin(self, run: RunEntry) -> str:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
         if run.uid in self._ids:
             return self._ids[run.uid]
         tags = self._tags | {
@@ -172,8 +283,15 @@ class Tracker:
             "mlflow.parentRunId": self._parent,
         }
         run_id = self._client.create_run(self._experiment, run_name=run.name, tags=tags).info.run_id
-        self._ids[run.uid] = run_id
+        self._ids[run.uid] = self._begun[run.uid] = run_id
         self._logged[run.uid] = -1
+        self._describe(run, run_id)
+        return run_id
+
+    def _describe(self, run: RunEntry, run_id: str) -> None:
+        """Write params and the data set's digest; writing them again changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
         params = [Param(key, str(value)) for key, value in run.params.items()]
         for first in range(0, len(params), 100):  # MLflow takes no more at once
             self._client.log_batch(run_id, params=params[first : first + 100])
@@ -187,28 +305,40 @@ class Tracker:
             )
         ]  # fmt: skip
         self._client.log_inputs(run_id, inputs)
-        return run_id
 
     def _write_epochs(
         self, uid: str, epochs: Mapping[int, Mapping[str, float]], *,
         final: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """Write those epochs that are not written yet, final figures and tags: one call for each 1,000 metrics."""
+        """Write those epochs that are not written yet, final figures and tags.
+
+        A call takes 1,000 metrics at most and writes all of them or none. An epoch is never divided between two, so
+        that one whose learning rate is there is there as a whole.
+        """
         from mlflow.entities import Metric, RunTag
 
         run_id = self._begin(self.runs[uid])
         now, last = int(time.time() * 1000), self._logged[uid]
-        metrics = [
-            Metric(name, value, now, epoch)
-            for epoch, values in sorted(epochs.items()) if epoch > last
-            for name, value in values.items()
-        ]  # fmt: skip
         reached = max([last, *epochs])
-        metrics += [Metric(name, value, now, reached) for name, value in (final or {}).items()]
+        lines = [
+            [Metric(name, value, now, epoch) for name, value in values.items()]
+            for epoch, values in sorted(epochs.items()) if epoch > last
+        ]  # fmt: skip
+        if final and uid not in self._final:
+            # with trainer.test_every_epoch the last epoch's line has them already
+            there = epochs.get(reached, {})
+            lines.append([Metric(name, value, now, reached) for name, value in final.items() if name not in there])
+        batches: list[list[Metric]] = [[]]
+        for line in lines:
+            if len(batches[-1]) + len(line) > 1000:
+                batches.append([])
+            batches[-1] += line
         run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
-        for first in range(0, max(len(metrics), 1), 1000):
-            self._client.log_batch(run_id, metrics=metrics[first : first + 1000], tags=run_tags)
+        for metrics in batches:
+            self._client.log_batch(run_id, metrics=metrics, tags=run_tags)
         self._logged[uid] = reached
+        if final:
+            self._final.add(uid)
 
 
 def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
@@ -259,7 +389,7 @@ def _environment_tags() -> dict[str, str]:
 @contextlib.contextmanager
 def _artifacts(run: RunEntry, record: Record, checkpoints: Path) -> Iterator[str]:
     """Lay out a run's artifacts in a temporary folder: weights, configuration, curves."""
-    with tempfile.TemporaryDirectory(dir=checkpoints) as folder:
+    with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".artifacts-") as folder:
         weights = checkpoints / f"{run.uid}.safetensors"
         os.link(weights, Path(folder) / "weights.safetensors")
         (Path(folder) / "config.yaml").write_text(run.config)

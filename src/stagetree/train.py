@@ -1,73 +1,51 @@
-"""A unit: walk its nodes, parents first, and train them in packs. There is no other training loop.
+"""Train nodes of the stage tree in packs. There is no other training loop.
 
 State passes from a node to its children through checkpoints alone, so a fork, a resumed run and one that starts in
 another process are the same thing. What happens is told to an event log; nothing here knows of MLflow or Hydra.
 """
 
-import contextlib
 import json
 import math
-import os
 import socket
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from stagetree import checkpoint
+from stagetree.claims import Claims, store_claims
 from stagetree.config import InputError
-from stagetree.epoch import Split, evaluate, train_epoch
+from stagetree.epoch import Split, evaluate, never, train_epoch
 from stagetree.events import EventLog
 from stagetree.model import Pack, State, initial_state
 from stagetree.optimizer import PackOptimizer
-from stagetree.plan import Node, Stage, next_pack, prefix_uid
-from stagetree.unit import Settings, read_unit
+from stagetree.plan import Node, Stage, prefix_uid
+from stagetree.stopping import Stopped
+from stagetree.unit import Settings
 
 PACK_BYTES = 8 * 2**20
 """Weights of a pack that still train well from a core's caches: at batch 32 8 members of 784-300-10 (0.9 MB each)
 were best on a core with 2 MiB L2, 32 of 784-64-64-64-10 (0.24 MB), and none of 3072-2048-1024-64-10 gained."""
 LARGEST_PACK = 64
+QUICK_S = 0.3
+"""An epoch that is shorter is ended when training is to stop; a longer one is broken off, and begins again later."""
 
 
-def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
-    """Train what `write_unit` put there, and return its failures as plain data: `{"failed": {uid: reason}}`."""
-    nodes, settings = read_unit(Path(folder), unit_id)
-    log = EventLog(Path(folder) / "events", unit_id)
-    log.append({"kind": "unit", "unit": unit_id, "pid": os.getpid(), "host": socket.gethostname()})
-    with contextlib.closing(log):
-        failed = _walk(nodes, _Trainer(settings, log))
-        log.append({"kind": "unit_done", "unit": unit_id})
-    return {"failed": failed}
+class Trainer:
+    """Trains packs for one unit; keeps the data on the device between them.
 
+    Args:
+        settings: of the unit.
+        log: told what happens.
+        check: called often; raises `Stopped` when training is to end.
+    """
 
-def _walk(pending: list[Node], trainer: "_Trainer") -> dict[str, str]:
-    """Train nodes in packs as their starting states become available."""
-    failed: dict[str, str] = {}
-    while pending:
-        waiting = {node.uid for node in pending if node.epochs}
-        ready = [node for node in pending if node.parent not in waiting or node.parent == node.uid]
-        chosen = next_pack(ready, trainer.largest_pack)
-        failed |= trainer.attempt(chosen)
-        chosen_ids = set(map(id, chosen))
-        pending = [node for node in pending if id(node) not in chosen_ids]
-        orphans = [node for node in pending if node.parent in failed]
-        while orphans:
-            failed |= {node.uid: failed[node.parent] for node in orphans}
-            pending = [node for node in pending if node.uid not in failed]
-            orphans = [node for node in pending if node.parent in failed]
-    return failed
-
-
-class _Trainer:
-    """Trains packs for one unit; keeps the data on the device between them."""
-
-    def __init__(self, settings: Settings, log: EventLog):
-        self.settings = settings
-        self.log = log
+    def __init__(self, settings: Settings, log: EventLog, check: Callable[[], None]):
+        self.settings, self.log, self.check = settings, log, check
         self.folder = checkpoint.folder_of(Path(settings.output_dir))
+        self._claims = store_claims(Path(settings.output_dir))
         self._splits: dict[str, Split] = {}
 
     def largest_pack(self, shape: str) -> int:
@@ -81,16 +59,23 @@ class _Trainer:
 
         Returns:
             The reason for each uid that failed.
+
+        Raises:
+            StateError: a starting state is missing or damaged.
+            OSError: no run is to blame: the disk is full or read-only, or a file is gone.
         """
         try:
             return self._train(nodes)
+        except (checkpoint.StateError, OSError):
+            raise
         except Exception as error:  # whatever one member does must leave the others finishing
             if len(nodes) > 1:
                 half = len(nodes) // 2
                 return self.attempt(nodes[:half]) | self.attempt(nodes[half:])
-            return {nodes[0].uid: self._fail(nodes[0], f"{type(error).__name__}: {error}", traceback.format_exc())}
+            return {nodes[0].uid: self.fail(nodes[0], f"{type(error).__name__}: {error}", traceback.format_exc())}
 
-    def _fail(self, node: Node, reason: str, trace: str = "") -> str:
+    def fail(self, node: Node, reason: str, trace: str = "") -> str:
+        """Tell why a node failed."""
         self.log.append({"kind": "failed", "uid": node.uid, "reason": reason, "traceback": trace})
         return reason
 
@@ -104,7 +89,7 @@ class _Trainer:
         """Train each node's epochs, telling the log, and keep the states reached."""
         spec = json.loads(nodes[0].shape)
         _prepare_device(spec)
-        members = _Members(nodes, spec, self._split(spec), self.folder)
+        members = _Members(nodes, spec, self._split(spec), self.folder, self._claims)
         parts = ["val"] * (len(members.split.val) > 0) + ["test"] * self.settings.test_every_epoch
         self.log.append({"kind": "pack", "uids": [node.uid for node in nodes], "epochs": nodes[0].epochs})
         if parts and any(node.parent is None for node in nodes):
@@ -113,10 +98,21 @@ class _Trainer:
                     self._record(members, k, {"epoch": 0, **metrics})
         failed: dict[str, str] = {}
         saved_at = time.monotonic()
+        took = math.inf
         for epoch in range(nodes[0].epochs):
             started = time.perf_counter()
-            trained, evaluated = members.train_epoch(epoch), members.evaluate(parts)
-            seconds = (time.perf_counter() - started) / len(nodes)
+            quick = took < QUICK_S
+            before = members.copy() if epoch and not quick else None
+            try:
+                self.check()
+                trained, evaluated = members.train_epoch(epoch, never if quick else self.check), members.evaluate(parts)
+            except Stopped:
+                if epoch:
+                    members.restore(before)
+                    members.save_partials(epoch, failed)
+                raise
+            took = time.perf_counter() - started
+            seconds = took / len(nodes)
             for k, node in enumerate(nodes):
                 if node.uid in failed:
                     continue
@@ -125,7 +121,7 @@ class _Trainer:
                 bad = [name for name, value in metrics.items() if not math.isfinite(value)]
                 if bad:
                     reason = f"{bad[0]} became {metrics[bad[0]]} in epoch {number} (lr {node.lr:g})"
-                    failed[node.uid] = self._fail(node, reason)
+                    failed[node.uid] = self.fail(node, reason)
                 else:
                     self._record(members, k, {"epoch": number, **metrics, "lr": node.lr, "seconds": seconds})
             if len(failed) == len(nodes):
@@ -150,8 +146,8 @@ class _Trainer:
 class _Members:
     """Nodes that train side by side: their weights, optimizer and histories, from their starting states on."""
 
-    def __init__(self, nodes: Sequence[Node], spec: Mapping, split: Split, folder: Path):
-        self.nodes, self.spec, self.split, self.folder = nodes, spec, split, folder
+    def __init__(self, nodes: Sequence[Node], spec: Mapping, split: Split, folder: Path, claims: Claims):
+        self.nodes, self.spec, self.split, self.folder, self._claims = nodes, spec, split, folder, claims
         self.histories: list[list[Mapping[str, float]]] = []
         self._seeds = [json.loads(node.trunk)["seed"] for node in nodes]
         self._partials: set[str] = set()
@@ -184,10 +180,10 @@ class _Members:
         fresh = node.starts_stage and self.spec["reset_optimizer"]
         return list(record.history), weights, {} if fresh else state
 
-    def train_epoch(self, epoch: int) -> list[dict[str, float]]:
+    def train_epoch(self, epoch: int, check: Callable[[], None]) -> list[dict[str, float]]:
         """Train the nodes' `epoch`-th epoch, from 0, and return each one's training metrics."""
         keys = [(seed, node.first_epoch + epoch) for node, seed in zip(self.nodes, self._seeds, strict=True)]
-        return train_epoch(self.pack, self._optimizer, self._lr, self.split, self.spec, keys)
+        return train_epoch(self.pack, self._optimizer, self._lr, self.split, self.spec, keys, check)
 
     def evaluate(self, parts: Sequence[str]) -> list[dict[str, float]]:
         """Evaluate on each of the parts, `val` or `test`."""
@@ -196,6 +192,22 @@ class _Members:
             for own, more in zip(metrics, evaluate(self.pack, self.split, self.spec, part), strict=True):
                 own |= more
         return metrics
+
+    def copy(self) -> list:
+        """Copy what training changes, for `restore`."""
+        weights = [parameter.detach().clone() for parameter in self.pack.parameters]
+        states = [self._optimizer.state(k) for k in range(len(self.nodes))] if self._optimizer else []
+        return [weights, states]
+
+    def restore(self, copied: list | None) -> None:
+        """Go back to what `copy` took, if anything."""
+        if copied is None:
+            return
+        weights, states = copied
+        for parameter, value in zip(self.pack.parameters, weights, strict=True):
+            parameter.detach().copy_(value)
+        for k, state in enumerate(states):
+            self._optimizer.load(k, state)
 
     def save(self, k: int, uid: str, *, test: Mapping[str, float] | None = None, partial: bool = False) -> None:
         """Keep a member's state as it is now."""
@@ -213,16 +225,24 @@ class _Members:
                 continue
             *before, stage = node.stages
             uid = prefix_uid(node.trunk, (*before, Stage(stage.epochs - node.epochs + done, stage.lr)))
-            if checkpoint.read_record(self.folder, uid) is None:  # another sweep may have ended a run here
+            there = checkpoint.find(self.folder, uid)
+            if there is None or there.partial:  # another sweep may have ended a run here
                 self.save(k, uid, partial=True)
                 self._partials.add(uid)
-        for uid in old:
-            checkpoint.remove_partial(self.folder, uid)
+        self._remove(old - self._partials)
 
     def remove_partials(self) -> None:
         """Drop what was kept within the stage that is done now."""
-        for uid in self._partials:
-            checkpoint.remove_partial(self.folder, uid)
+        self._remove(self._partials)
+
+    def _remove(self, uids: set[str]) -> None:
+        for uid in uids:
+            if not self._claims.take(uid):  # another sweep ends a run here
+                continue
+            record = checkpoint.find(self.folder, uid)
+            if record is not None and record.partial:
+                checkpoint.remove(self.folder, uid)
+            self._claims.release(uid)
 
 
 def _prepare_device(spec: Mapping) -> None:
