@@ -1,7 +1,10 @@
 """What several test files need: small data in the real cache format, and units without Hydra."""
 
+import json
+import random
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
 import torch
@@ -96,3 +99,63 @@ def bench(tmp_path, arrays) -> Bench:
 def other(tmp_path, arrays) -> Bench:
     """A second, separate output folder."""
     return Bench(tmp_path / "b", arrays)
+
+
+# ---------------------------------------------------------------- the fault suite
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", choices=["short", "full"], default="short", help="counts of the fault suite")
+    parser.addoption("--faults-seed", type=int, help="of the instants at which faults are injected")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "rounds(short, full): run so often, each with a seed of its own")
+    config.addinivalue_line("markers", "full: part of the full fault suite alone")
+    if config.option.faults_seed is None:  # set before xdist starts its workers, so that all have the same
+        config.option.faults_seed = 0 if config.option.faults == "short" else random.randrange(10**6)
+
+
+def pytest_report_header(config):
+    return f"faults: {config.option.faults} counts, --faults-seed={config.option.faults_seed}"
+
+
+def pytest_generate_tests(metafunc):
+    marker = metafunc.definition.get_closest_marker("rounds")
+    if marker is not None:
+        first, count = metafunc.config.option.faults_seed, marker.kwargs[metafunc.config.option.faults]
+        metafunc.parametrize("seed", [1000 * first + k for k in range(count)])
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.faults == "short":
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture
+def tally(request, record_property):
+    """Count a fault: `tally("a name")` makes a row of the closing table, which must be clean in the end."""
+    rows = []
+
+    def new(fault: str) -> faults.Tally:
+        rows.append(faults.Tally(fault))
+        return rows[-1]
+
+    yield new
+    for row in rows:
+        record_property("tally", faults.dumped(row))
+    assert all(row.clean for row in rows), rows
+
+
+def pytest_terminal_summary(terminalreporter):
+    rows = [
+        json.loads(value)
+        for reports in terminalreporter.stats.values() for report in reports
+        for name, value in getattr(report, "user_properties", []) if name == "tally" and report.when == "teardown"
+    ]  # fmt: skip
+    if rows:
+        terminalreporter.section("faults")
+        for line in faults.table(rows):
+            terminalreporter.write_line(line)

@@ -35,6 +35,10 @@ class Claims:
         self._held.discard(name)
         self._lock(name, fcntl.LOCK_UN)
 
+    def holds(self, name: str) -> bool:
+        """Whether this process holds a name."""
+        return name in self._held
+
     def is_free(self, name: str) -> bool:
         """Whether no process holds a name, this one included."""
         if name in self._held:

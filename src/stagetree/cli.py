@@ -268,7 +268,7 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     from stagetree import prepare, sweep
     from stagetree.compose import compose_grid
     from stagetree.config import InputError
-    from stagetree.launch import count_workers, launch_by_hydra
+    from stagetree.launch import count_workers, end_idle_workers, launch_by_hydra
 
     with _mistakes_shown():
         if mode not in ("train", "plan", "plan_json"):
@@ -280,7 +280,11 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
             print(plan.text() if mode == "plan" else json.dumps(plan.as_dict(), indent=2))
             return None
         launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
-        outcome = sweep.run(jobs, workers=workers, launch=launch, command=_command())
+        try:
+            outcome = sweep.run(jobs, workers=workers, launch=launch, command=_command())
+        except KeyboardInterrupt:
+            end_idle_workers()
+            raise
     print(outcome.text)
     if outcome.exit_code:
         sys.exit(outcome.exit_code)

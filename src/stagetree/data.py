@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stagetree import datasets
-from stagetree.checkpoint import write_atomic
+from stagetree.checkpoint import read_sealed, write_atomic, write_sealed
 from stagetree.config import Dataset, InputError
 from stagetree.plan import canonical_json
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, SyntaxError)
+"""What reading a damaged file of arrays or of JSON raises."""
 
 
 @dataclass(frozen=True)
@@ -75,30 +79,55 @@ def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
     ignored = {"mean", "std", "val_size", "val_seed", "duplicates"}
     source = dataset.model_dump(mode="json", exclude=ignored) | {"root": str(Path(dataset.root).resolve())}
     index = cache / f"{hashlib.sha256(canonical_json(source).encode()).hexdigest()[:16]}.json"
-    info = _from_index(index, datasets.fingerprint(dataset))
+    fingerprint = datasets.fingerprint(dataset)
+    info = _from_index(index, fingerprint)
     if info is None:
-        arrays = datasets.read(dataset)
+        arrays, fingerprint = _read_settled(dataset, fingerprint)
         _check(arrays, dataset)
         info = _store(arrays, dataset.name, cache)
-        entry = {"fingerprint": datasets.fingerprint(dataset), "folder": Path(info.folder).name}
+        entry = {"fingerprint": fingerprint, "folder": Path(info.folder).name}
         write_atomic(index, canonical_json(entry).encode())
     _check_settings(dataset, info)
     return replace(info, notes=()) if dataset.duplicates == "ignore" else info
 
 
+def _read_settled(dataset: Dataset, fingerprint: str) -> tuple[datasets.Source, str]:
+    """Read a source that nobody writes to meanwhile, and say in which state it is."""
+    for _ in range(3):  # a download that was begun earlier is completed by the first
+        before, source, fingerprint = fingerprint, datasets.read(dataset), datasets.fingerprint(dataset)
+        if before in (fingerprint, ""):
+            return source, fingerprint
+    raise InputError(f"{dataset.root}: the data changes while it is read (run this again when it is complete)")
+
+
 def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
-    """What the cache holds of a source in this very state."""
+    """What the cache holds, undamaged, of a source in this very state."""
     try:
         entry = json.loads(index.read_bytes())
         if entry["fingerprint"] != fingerprint:
             return None
-        return _read_info(index.parent / entry["folder"])
-    except (OSError, ValueError, KeyError, TypeError):
+        folder = index.parent / Path(entry["folder"]).name  # nothing outside the cache
+        return _open(folder).info
+    except UNREADABLE:
         return None  # it is only a cache: read the source again
 
 
+def _open(folder: Path) -> "Arrays":
+    """Map the arrays of a folder of the cache, and verify their digest.
+
+    Raises:
+        UNREADABLE: it is gone or damaged.
+    """
+    info = _read_info(folder)
+    # mode "c": nothing is written to the file, and torch takes the array without a warning
+    arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
+    if _digest(arrays) != info.digest:
+        raise ValueError(f"{folder}: damaged")
+    return Arrays(info, **arrays)
+
+
 def _read_info(folder: Path) -> DataInfo:
-    values = json.loads((folder / "data.json").read_bytes())
+    values = read_sealed(folder / "data.json")
     tuples = {name: tuple(values[name]) for name in ("image_shape", "classes", "notes")}
     return DataInfo(**{**values, **tuples, "folder": str(folder)})
 
@@ -124,7 +153,7 @@ def _store(source: datasets.Source, name: str, cache: Path) -> DataInfo:
     try:
         for key, array in flat.items():
             np.save(aside / f"{key}.npy", array, allow_pickle=False)
-        (aside / "data.json").write_text(canonical_json({**asdict(info), "folder": ""}))
+        write_sealed(aside / "data.json", {**asdict(info), "folder": ""})
         shutil.rmtree(info.folder, ignore_errors=True)  # made anew only if it was damaged or of another name
         os.replace(aside, info.folder)
     except OSError:
@@ -152,7 +181,7 @@ def find(digest: str, output_dir: Path) -> DataInfo:
     folder = output_dir / "data" / digest[:16]
     try:
         return _read_info(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         raise InputError(f"{folder}: the prepared data is gone (launch the sweep again; it is made again)") from None
 
 
@@ -163,15 +192,14 @@ def load(folder: Path, digest: str) -> Arrays:
         InputError: it is gone or damaged.
     """
     try:
-        info = _read_info(folder)
-        # mode "c": nothing is written to the file, and torch takes the array without a warning
-        arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
-        intact = _digest(arrays) == digest
-    except (OSError, ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise InputError(f"{folder}: the prepared data is gone or damaged (delete the folder; it is made again)")
-    return Arrays(info, **arrays)
+        arrays = _open(folder)
+    except UNREADABLE:
+        arrays = None
+    if arrays is None or arrays.info.digest != digest:
+        raise InputError(
+            f"{folder}: the prepared data is gone or damaged (run the same command again; it is made again)"
+        )
+    return arrays
 
 
 # ---------------------------------------------------------------- checks

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
@@ -71,6 +72,14 @@ def launch_by_hydra(
         launcher.launch([[*overrides, *_unit_overrides(unit_id)] for unit_id in unit_ids], first)
 
     return launch
+
+
+def end_idle_workers() -> None:
+    """End joblib's workers at once, which it would keep for another call and bid farewell at its leisure."""
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 def count_workers(config: DictConfig, wanted: int | str) -> int:

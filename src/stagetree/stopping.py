@@ -12,13 +12,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stagetree.claims import Claims
 
 LOOK_EVERY_S = 0.1
-PATIENCE_S = 1.2
+PATIENCE_S = 0.9
 """Between the first signal and the end of workers that have not returned: all is over within two seconds."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -58,10 +58,11 @@ class Launching:
     Args:
         folder: of the launch.
         claims: of the store.
+        on_signal: called at the first signal.
     """
 
-    def __init__(self, folder: Path, claims: Claims):
-        self.folder, self.claims = folder, claims
+    def __init__(self, folder: Path, claims: Claims, on_signal: Callable[[], None]):
+        self.folder, self.claims, self._tell = folder, claims, on_signal
         self.signal: int | None = None
         self._timer: threading.Timer | None = None
         self._before = {}
@@ -92,6 +93,7 @@ class Launching:
         print("stopping: states are kept (once more: at once)", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # a full disk: they are killed then
             (self.folder / "stop").touch()
+        self._tell()
         self._timer = threading.Timer(PATIENCE_S, _thread.interrupt_main, [number])
         self._timer.daemon = True
         self._timer.start()
@@ -131,21 +133,25 @@ class Watch:
         if not _THREAD.is_alive():
             _THREAD.start()
         main = threading.current_thread() is threading.main_thread()
-        # an engine that handles SIGTERM itself goes on doing so
-        handles = main and not _launching and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if handles:
-            signal.signal(signal.SIGTERM, self._on_signal)
+        # an engine that handles a signal itself goes on doing so
+        handled = [
+            number
+            for number in (signal.SIGTERM, signal.SIGHUP)
+            if main and not _launching and signal.getsignal(number) is signal.SIG_DFL
+        ]
+        for number in handled:
+            signal.signal(number, self._on_signal)
         try:
             yield
         finally:
             self._active = False
-            if handles:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in handled:
+                signal.signal(number, signal.SIG_DFL)
             if self._signal is not None:
                 os.kill(os.getpid(), self._signal)  # states are kept: end as the sender wanted
 
     def _on_signal(self, number: int, _) -> None:
-        self._signal, self.reason = number, "SIGTERM"
+        self._signal, self.reason = number, signal.Signals(number).name
 
     def look(self) -> None:
         """See whether it is time to stop."""

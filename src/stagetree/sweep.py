@@ -72,7 +72,6 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
     config, tracking = planned.config, planned.config.tracking
     waiting = {node.uid for node in planned.tree.walk()}
     names = {entry.uid: entry.name for entry in planned.entries if entry.uid in waiting}
-    claims = store_claims(output_dir)
     since = (folder / "sweep.json").stat().st_mtime if config.trainer.fresh else 0.0
 
     begun: dict[str, str] = {}
@@ -86,18 +85,14 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
 
     progress = ProgressDisplay(epochs=planned.tree.epochs, names=names)
     trouble = None
-    with Launching(folder, claims) as launching, Tail(folder / "events", progress, new_tracker) as tail:
+    tail = Tail(folder / "events", progress, new_tracker)
+    with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
         crew = _Crew(planned, output_dir, folder, launch, since)
         try:
             for wave in planned.waves:
                 crew.train(wave)
-                if launching.signal is not None:
-                    break
         except _MachineError as error:
             trouble = error
-        finally:
-            if launching.signal is not None:
-                tail.hurry()
     if launching.signal is not None:
         raise Interrupted(launching.signal)
     return _outcome(planned, since, tail.tracking_error, trouble)

@@ -42,6 +42,7 @@ class Tail:
     def hurry(self) -> None:
         """End soon, whatever is not written yet."""
         self._in_time = time.monotonic() + HURRY_S
+        self._stop.set()
 
     def __enter__(self) -> "Tail":
         self._progress.__enter__()
@@ -62,6 +63,8 @@ class Tail:
         while True:
             ending = self._stop.is_set()  # asked before reading, so that the last events are seen
             for event in reader.read():
+                if self._in_time < float("inf"):
+                    break
                 self._progress.on_event(event)
                 self._track(lambda tracker, event=event: tracker.on_event(event))
             self._progress.refresh()

@@ -22,6 +22,7 @@ from typing import Any
 from stagetree import checkpoint
 from stagetree.checkpoint import Record
 from stagetree.claims import store_claims
+from stagetree.config import InputError
 from stagetree.describe import RunEntry
 
 LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
@@ -177,7 +178,7 @@ class Tracker:
             free = {uid for uid in self._theirs if self._claims.take(self._claim("run", uid))}
             if free:
                 self._theirs -= free
-                self._take_over(free, running={})
+                self._take_over(free, self._end_what_died())
                 for uid in free:
                     self.finish(self.runs[uid])
             else:
@@ -197,21 +198,24 @@ class Tracker:
             token = page.token
             if not token:
                 break
-        for run_id, tags in list(running.items()):
-            if self._is_dead(tags):
-                self._client.set_terminated(run_id, "KILLED")
-                del running[run_id]
-        return running
+        return {run_id: tags for run_id, tags in running.items() if not self._end_if_dead(run_id, tags)}
 
-    def _is_dead(self, tags: Mapping[str, str]) -> bool:
+    def _end_if_dead(self, run_id: str, tags: Mapping[str, str]) -> bool:
         host, _, folder = tags.get("stagetree.writer", "").partition(" ")
         if host != socket.gethostname():
             return False  # not ours, or on a machine that cannot be asked
-        if not folder or not Path(folder).is_dir():
+        if not Path(folder).is_dir():
+            self._client.set_terminated(run_id, "KILLED")
             return True
-        kind = tags.get("stagetree.kind", "")
-        name = tags.get("stagetree.uid" if kind == "run" else "stagetree.sweep", "")
-        return store_claims(Path(folder)).is_free(self._claim(kind, name))
+        kind = tags["stagetree.kind"]
+        claims, claim = store_claims(Path(folder)), self._claim(kind, _name(tags))
+        if claims.holds(claim) or not claims.take(claim):
+            return False
+        # A writer ends its run before it gives the claim back: what is RUNNING now has none.
+        if self._client.get_run(run_id).info.status == "RUNNING":
+            self._client.set_terminated(run_id, "KILLED")
+        claims.release(claim)
+        return True
 
     def _find_parent(self, command: str) -> str:
         query = f"tags.`stagetree.kind` = 'sweep' AND tags.`stagetree.sweep` = '{self._sweep_id}'"
@@ -341,12 +345,20 @@ class Tracker:
             self._final.add(uid)
 
 
+def _name(tags: Mapping[str, str]) -> str:
+    return tags["stagetree.uid" if tags["stagetree.kind"] == "run" else "stagetree.sweep"]
+
+
 def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name not in ("kind", "uid", "epoch", "seconds")}
 
 
 def _client(uri: str):
-    """Connect. A new SQLite database gets its schema under a lock, as making it takes none and races."""
+    """Connect. A new SQLite database is made aside, under a lock, since MLflow makes its schema without either.
+
+    Raises:
+        InputError: a database is there that cannot be used.
+    """
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
@@ -358,9 +370,20 @@ def _client(uri: str):
     path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
+        if not path.exists():
+            aside = path.with_name(f".{path.name}.new")
+            aside.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
+            os.replace(aside, path)
         client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    return client
+        try:
+            client.search_experiments(max_results=1)
+        except Exception as error:  # SQLAlchemy's and MLflow's, of many kinds
+            raise InputError(
+                f"{path}: cannot be used, got {str(error).splitlines()[0]} (move it away: the same command makes a new "
+                "one, and records what is finished from the checkpoints)"
+            ) from error
+        return client
 
 
 def _experiment(client, name: str, uri: str, artifacts: Path) -> str:
