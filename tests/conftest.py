@@ -1,6 +1,7 @@
 """What several test files need: small data in the real cache format, and units without Hydra."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -112,8 +113,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "rounds(short, full): run so often, each with a seed of its own")
     config.addinivalue_line("markers", "full: part of the full fault suite alone")
-    if config.option.faults_seed is None:  # set before xdist starts its workers, so that all have the same
-        config.option.faults_seed = 0 if config.option.faults == "short" else random.randrange(10**6)
+    if config.option.faults_seed is None:
+        drawn = 0 if config.option.faults == "short" else random.randrange(10**6)
+        # xdist's workers inherit the environment, and must all have the same
+        config.option.faults_seed = int(os.environ.setdefault("FAULTS_SEED", str(drawn)))
 
 
 def pytest_report_header(config):
