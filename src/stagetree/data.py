@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, SyntaxError)
-"""What reading a damaged file of arrays or of JSON raises."""
-
-
 @dataclass(frozen=True)
 class DataInfo:
     """What is known of a prepared data set without opening its arrays."""
@@ -108,7 +104,7 @@ def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
             return None
         folder = index.parent / Path(entry["folder"]).name  # nothing outside the cache
         return _open(folder).info
-    except UNREADABLE:
+    except Exception:
         return None  # it is only a cache: read the source again
 
 
@@ -116,7 +112,7 @@ def _open(folder: Path) -> "Arrays":
     """Map the arrays of a folder of the cache, and verify their digest.
 
     Raises:
-        UNREADABLE: it is gone or damaged.
+        Exception: it is gone or damaged; what numpy says of a damaged header is of many kinds.
     """
     info = _read_info(folder)
     # mode "c": nothing is written to the file, and torch takes the array without a warning
@@ -181,7 +177,7 @@ def find(digest: str, output_dir: Path) -> DataInfo:
     folder = output_dir / "data" / digest[:16]
     try:
         return _read_info(folder)
-    except UNREADABLE:
+    except Exception:
         raise InputError(f"{folder}: the prepared data is gone (launch the sweep again; it is made again)") from None
 
 
@@ -193,7 +189,7 @@ def load(folder: Path, digest: str) -> Arrays:
     """
     try:
         arrays = _open(folder)
-    except UNREADABLE:
+    except Exception:
         arrays = None
     if arrays is None or arrays.info.digest != digest:
         raise InputError(

@@ -375,8 +375,8 @@ def _client(uri: str):
             aside.unlink(missing_ok=True)
             MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
             os.replace(aside, path)
-        client = MlflowClient(tracking_uri=uri)
         try:
+            client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
         except Exception as error:  # SQLAlchemy's and MLflow's, of many kinds
             raise InputError(
