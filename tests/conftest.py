@@ -9,6 +9,7 @@ import faults
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from stagetree import checkpoint, config, data
 from stagetree.events import EventReader
@@ -103,6 +104,21 @@ def other(tmp_path, arrays) -> Bench:
 
 
 # ---------------------------------------------------------------- the fault suite
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory, arrays, worker_id) -> dict[str, tuple]:
+    """What an undisturbed sweep leaves; trained once for all of xdist's workers."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "reference"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            done = faults.stagetree(folder, "sweep", *faults.small(arrays), *faults.GRID)
+            assert done.returncode == 0, done.stdout + done.stderr
+    found = faults.results(folder)
+    assert len(found) == 24
+    return found
 
 
 def pytest_addoption(parser):

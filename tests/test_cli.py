@@ -99,11 +99,11 @@ HERE = (*OWN, "hydra/launcher=basic")
         (["train", "schedule.stages=[(3,1e-1)]"], ["schedule.stages=[[3,1e-1]]"]),
         (
             ["report", "--metric", "test_acc", "--top=20"],
-            ["report.metric=test_acc", "report.top=20", "hydra.run.dir=."],
+            ["report.metric=test_acc", "report.top=20"],
         ),
-        (["report", "--output", "my (best).csv"], ["report.output='my (best).csv'", "hydra.run.dir=."]),
-        (["report", "--group-by", "seed"], ["report.group_by=seed", "hydra.run.dir=."]),
-        (["ui", "--port", "5001"], ["ui.port=5001", "hydra.run.dir=."]),
+        (["report", "--output", "my (best).csv"], ["report.output='my (best).csv'"]),
+        (["report", "--group-by", "seed"], ["report.group_by=seed"]),
+        (["ui", "--port", "5001"], ["ui.port=5001"]),
     ],
 )
 def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):

@@ -12,16 +12,6 @@ import pytest
 from faults import GRID, alive, compare, events, results, rng, small, stagetree, start, trained, wait_until, workers
 
 
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory, arrays) -> dict[str, tuple]:
-    """What an undisturbed sweep leaves."""
-    folder = tmp_path_factory.mktemp("reference")
-    done = stagetree(folder, "sweep", *small(arrays), *GRID)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(results(folder)) == 24
-    return results(folder)
-
-
 @pytest.mark.rounds(short=1, full=25)
 def test_killed_workers(seed, tmp_path, arrays, reference, tally):
     row, random = tally("kill -9 of a worker"), rng(seed)

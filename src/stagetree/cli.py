@@ -163,10 +163,8 @@ def hydra_words(command: str, words: Sequence[str]) -> list[str]:
         overrides.append(f"hydra.sweeper.mode={'plan_json' if given.json else 'plan'}")
     if named:
         overrides += [f"predict.run={_quoted(named[0])}", f"predict.pictures=[{','.join(map(_quoted, named[1:]))}]"]
-    if command in ("report", "ui", "data", "predict"):
-        overrides.append("hydra.run.dir=.")  # looking at runs makes no folder
-        if {"-m", "--multirun"} & set(flags):
-            raise InputError(f"stagetree {command}: takes no -m, since it trains nothing (leave it out)")
+    if command in ("report", "ui", "data", "predict") and {"-m", "--multirun"} & set(flags):
+        raise InputError(f"stagetree {command}: takes no -m, since it trains nothing (leave it out)")
     shows = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "-m", "--multirun"}
     if command in ("sweep", "plan") and not any(flag.split("=")[0] in shows for flag in flags):
         flags = ["-m", *flags]
