@@ -153,6 +153,7 @@ def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
     Raises:
         StateError: it is missing or damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load as deserialize
 
     record = read_record(folder, uid)
@@ -167,7 +168,10 @@ def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != record.files[path.name]:
             raise StateError(uid, f"{path}: the checkpoint is damaged", f"delete {uid}.json")
-        states.append(deserialize(content))
+        try:
+            states.append(deserialize(content))
+        except SafetensorError as error:
+            raise StateError(uid, f"{path}: the checkpoint holds no tensors, {error}", f"delete {uid}.json") from None
     return record, states[0], states[1]
 
 

@@ -3,11 +3,12 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Hydra and everything below it are imported late: help and the first word's completion answer at once.
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ OPTIONS = {
     "predict": {},
 }
 """For each command, options that are another way to write an override."""
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Hydra's environment variable: 1 for tracebacks."""
 SWITCHES = {"fresh"}
 """Options without a value: they stand for `true`."""
 
@@ -60,9 +63,10 @@ def main() -> None:
     """
     if _answered_at_once(sys.argv[1:]):
         return
+    full_error = os.environ.get(FULL_ERROR) == "1"
     try:
         with _mistakes_shown():
-            _run(sys.argv[1:])
+            _run(sys.argv[1:], full_error=full_error)
     except KeyboardInterrupt as error:
         print("stagetree: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 130))
@@ -93,7 +97,7 @@ def _answered_at_once(words: Sequence[str]) -> bool:
     return True
 
 
-def _run(words: Sequence[str]) -> None:
+def _run(words: Sequence[str], *, full_error: bool) -> None:
     if _asks_completion(words):
         os.environ["COMP_LINE"] = _hydra_line(os.environ["COMP_LINE"])
         command = "train"
@@ -105,7 +109,26 @@ def _run(words: Sequence[str]) -> None:
 
     sys.argv = [sys.argv[0], *words]
     base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}  # 1.4 warns when it is given
-    hydra.main(**base, config_path=str(_conf_dir()), config_name="config")(TASKS[command])()
+    hydra.main(**base, config_path=str(_conf_dir()), config_name="config")(_job(TASKS[command], full_error))()
+
+
+def _job(task: Callable[["DictConfig"], Any], full_error: bool) -> Callable[["DictConfig"], Any]:
+    """Let a job end with a sentence: of an exception, Hydra would first say in which job it was."""
+
+    @wraps(task)
+    def job(cfg: "DictConfig") -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            return task(cfg)
+        except Exception as error:
+            said = _mendable(error)
+            if said is None or full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            sys.exit(said)
+
+    return job
 
 
 def _asks_completion(words: Sequence[str]) -> bool:
@@ -202,19 +225,60 @@ def _conf_dir() -> Path:
     return next(path for path in (package / "conf", package.parents[1] / "conf") if path.is_dir())
 
 
+class FailedRunError(Exception):
+    """A job of another sweeper did not come to its end."""
+
+
 @contextmanager
 def _mistakes_shown() -> Iterator[None]:
-    """Turn what a person can mend into a line on stderr and exit status 1; HYDRA_FULL_ERROR=1 keeps the traceback."""
-    from stagetree.config import InputError
+    """Turn what a person can mend into a line on stderr and exit status 1; HYDRA_FULL_ERROR=1 keeps the traceback.
 
+    Hydra itself would print a traceback of whatever is no exception of its own, a slip in a YAML file included. With
+    that variable set it raises instead.
+    """
+    given = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
     try:
         yield
-    except (InputError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        if given == "1":
             raise
-        if isinstance(error, OSError) and error.filename:
-            sys.exit(f"{error.filename}: {error.strerror} (nothing that was there is lost; mend it and run this again)")
-        sys.exit(str(error))
+        if isinstance(error, FailedRunError):
+            print(error, file=sys.stderr)
+            sys.exit(3)
+        said = _mendable(error) or _hydra_mistake(error)
+        if said is None:
+            raise
+        sys.exit(said)
+    finally:
+        os.environ.pop(FULL_ERROR)
+        if given is not None:
+            os.environ[FULL_ERROR] = given
+
+
+def _mendable(error: Exception) -> str | None:
+    """What to say of a mistake of the user's or a trouble of the machine's; `None` if the error is something else."""
+    from stagetree.config import InputError
+
+    if isinstance(error, OSError):
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{said} (nothing that was there is lost; mend it and run the same command again)"
+    return str(error) if isinstance(error, InputError) else None
+
+
+def _hydra_mistake(error: Exception) -> str | None:
+    """What Hydra or YAML says of a mistake in a configuration; `None` if the error is something else."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, YAMLError):
+        return " ".join(str(error).split())
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    cause = error.__cause__
+    said = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    return f"{said}\nSet {FULL_ERROR}=1 to see where."
 
 
 # ---------------------------------------------------------------- commands
@@ -228,10 +292,9 @@ def _train(cfg: "DictConfig") -> float:
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # a job of another sweeper: it wants exceptions, not exit codes
         outcome = _train_one(cfg)
         if outcome.exit_code:
-            raise RuntimeError(outcome.text)
+            raise FailedRunError(outcome.text)
     else:
-        with _mistakes_shown():
-            outcome = _train_one(cfg)
+        outcome = _train_one(cfg)
         print(outcome.text)
         if outcome.exit_code:
             sys.exit(outcome.exit_code)
@@ -268,21 +331,20 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     from stagetree.config import InputError
     from stagetree.launch import count_workers, end_idle_workers, launch_by_hydra
 
-    with _mistakes_shown():
-        if mode not in ("train", "plan", "plan_json"):
-            raise InputError(f"hydra.sweeper.mode: got {mode!r}, expected one of plan, plan_json, train")
-        jobs = compose_grid(context.config_loader, config, arguments)
-        workers = count_workers(config, jobs[0].config.trainer.workers)
-        if mode != "train":
-            plan = prepare.plan(jobs, workers=workers)
-            print(plan.text() if mode == "plan" else json.dumps(plan.as_dict(), indent=2))
-            return None
-        launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
-        try:
-            outcome = sweep.run(jobs, workers=workers, launch=launch, command=_command())
-        except KeyboardInterrupt:
-            end_idle_workers()
-            raise
+    if mode not in ("train", "plan", "plan_json"):
+        raise InputError(f"hydra.sweeper.mode: got {mode!r}, expected one of plan, plan_json, train")
+    jobs = compose_grid(context.config_loader, config, arguments)
+    workers = count_workers(config, jobs[0].config.trainer.workers)
+    if mode != "train":
+        plan = prepare.plan(jobs, workers=workers)
+        print(plan.text() if mode == "plan" else json.dumps(plan.as_dict(), indent=2))
+        return None
+    launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
+    try:
+        outcome = sweep.run(jobs, workers=workers, launch=launch, command=_command())
+    except KeyboardInterrupt:
+        end_idle_workers()
+        raise
     print(outcome.text)
     if outcome.exit_code:
         sys.exit(outcome.exit_code)
@@ -293,8 +355,7 @@ def _report(cfg: "DictConfig") -> None:
     from stagetree import sweep
     from stagetree.compose import checked
 
-    with _mistakes_shown():
-        sweep.leaderboard(checked(cfg))
+    sweep.leaderboard(checked(cfg))
 
 
 def _data(cfg: "DictConfig") -> None:
@@ -303,8 +364,7 @@ def _data(cfg: "DictConfig") -> None:
     from stagetree import pictures
     from stagetree.compose import checked
 
-    with _mistakes_shown():
-        pictures.describe_data(checked(cfg), Console())
+    pictures.describe_data(checked(cfg), Console())
 
 
 def _predict(cfg: "DictConfig") -> None:
@@ -313,16 +373,14 @@ def _predict(cfg: "DictConfig") -> None:
     from stagetree import pictures
     from stagetree.compose import checked
 
-    with _mistakes_shown():
-        pictures.predict(checked(cfg), Console())
+    pictures.predict(checked(cfg), Console())
 
 
 def _ui(cfg: "DictConfig") -> None:
     from stagetree import ui
     from stagetree.compose import checked
 
-    with _mistakes_shown():
-        ui.serve(checked(cfg))
+    ui.serve(checked(cfg))
 
 
 def _command() -> list[str]:

@@ -113,7 +113,7 @@ def listed_stages(argument: str) -> str:
 
     Quoted text and the parentheses of functions such as `choice(...)` stay; any other override is returned as it is.
     """
-    match = re.match(r"\+{0,2}schedule\.stages=", argument)
+    match = re.match(r"\+{0,2}schedule\.\w+=", argument)  # a misspelt key too: Hydra then says which there are
     if match is None:
         return argument
     written, opened = match.group(), []

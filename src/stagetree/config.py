@@ -21,6 +21,14 @@ from stagetree.plan import Run, Stage, canonical_json
 class InputError(Exception):
     """What a user gave cannot be used. The message is complete: what, got, expected, cure."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Write control characters as escapes, so that a file's name cannot give orders to a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+
 
 class Frozen(BaseModel):
     """Base of all groups: immutable, unknown keys refused, no silent conversion of text to numbers."""

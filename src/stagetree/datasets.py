@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stagetree.config import Dataset, Digits, Emnist, HeldOutTest, ImageFolder, InputError, Npz, Torchvision
+from stagetree.config import Dataset, Digits, Emnist, HeldOutTest, ImageFolder, InputError, Npz, Torchvision, printable
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 
@@ -214,11 +214,12 @@ def _read_image_folder(dataset: ImageFolder) -> Source:
         raise InputError(f"{train}: has no folders (one folder of pictures for each class is expected)")
     train_arrays = _read_pictures(train, classes, dataset)
     if train == root or not (root / "test").is_dir():
-        return _hold_out(dataset, *train_arrays, classes)
+        return _hold_out(dataset, *train_arrays, tuple(map(printable, classes)))
     unknown = {path.name for path in (root / "test").iterdir() if path.is_dir()} - set(classes)
     if unknown:
         raise InputError(f"{root / 'test'}: has classes that {train} has not: {', '.join(sorted(unknown))}")
-    return Source(*train_arrays, *_read_pictures(root / "test", classes, dataset), classes)
+    test_arrays = _read_pictures(root / "test", classes, dataset)
+    return Source(*train_arrays, *test_arrays, tuple(map(printable, classes)))
 
 
 def _read_pictures(folder: Path, classes: tuple[str, ...], dataset: ImageFolder) -> tuple[np.ndarray, np.ndarray]:

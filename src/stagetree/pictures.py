@@ -11,7 +11,7 @@ from rich.table import Table
 
 from stagetree import checkpoint, data, datasets, report, store
 from stagetree.checkpoint import write_atomic
-from stagetree.config import Config, InputError, choices
+from stagetree.config import Config, InputError, choices, printable
 from stagetree.data import Arrays, DataInfo
 
 SHOWN = 40
@@ -102,7 +102,7 @@ def predict(config: Config, console: Console) -> None:
         config.predict.pictures, classify(run["uid"], config.predict.pictures, Path(config.output_dir)), strict=True
     ):
         said = "  ".join(f"{name} {share:.1%}" for name, share in probabilities)
-        console.print(f"{path}: {said}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{printable(path)}: {said}", markup=False, highlight=False, soft_wrap=True)
 
 
 def find_run(frame: DataFrame, name: str, metric: str | None = None) -> Series:
