@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test exact r16 lock clean
+.PHONY: sweep test faults exact r16 lock clean
 
 sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
 	$(BIN)/stagetree sweep +experiment=digits_grid
@@ -11,6 +11,9 @@ test: .venv/installed  ## all tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest -n 2
+
+faults: .venv/installed  ## the fault suite with its full counts (about an hour on 2 cores), and its table
+	$(BIN)/python -m pytest -n 2 --faults full tests/test_fault_*.py
 
 exact: .venv/installed  ## one grid with sharing and packing on and off: the same bits
 	$(BIN)/python benchmarks/sharing.py digits

@@ -56,7 +56,16 @@ def stagetree(folder: Path, *words: str, **kwargs) -> subprocess.CompletedProces
 def start(folder: Path, *words: str, **kwargs) -> subprocess.Popen:
     """Start a command in a session of its own, its output in `out.txt`."""
     with open(folder / "out.txt", "ab") as out:
-        return subprocess.Popen(command(*words), cwd=folder, stdout=out, stderr=out, start_new_session=True, **kwargs)
+        return subprocess.Popen(
+            command(*words), cwd=folder, stdout=out, stderr=out, start_new_session=True, preexec_fn=_signals_as_usual,
+            **kwargs,
+        )  # fmt: skip
+
+
+def _signals_as_usual() -> None:
+    """A suite that runs in the background, or under nohup, has some ignored, and its children inherit that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def small(arrays: Path) -> list[str]:

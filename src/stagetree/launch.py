@@ -33,7 +33,7 @@ def run_unit(sweep_dir: Path, unit_id: str) -> dict[str, Any]:
     except (InputError, OSError) as error:
         log.error("unit %s: %s", unit_id, error)
         return {"unit": unit_id, "error": str(error)}
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         log.exception("unit %s failed", unit_id)
         return {"unit": unit_id, "error": f"{type(error).__name__}: {error}"}
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from stagetree.claims import Claims
 
@@ -132,23 +133,17 @@ class Watch:
         _current = self
         if not _THREAD.is_alive():
             _THREAD.start()
-        main = threading.current_thread() is threading.main_thread()
-        # an engine that handles a signal itself goes on doing so
-        handled = [
-            number
-            for number in (signal.SIGTERM, signal.SIGHUP)
-            if main and not _launching and signal.getsignal(number) is signal.SIG_DFL
-        ]
-        for number in handled:
+        handlers = _to_replace()
+        for number in handlers:
             signal.signal(number, self._on_signal)
         try:
             yield
         finally:
             self._active = False
-            for number in handled:
-                signal.signal(number, signal.SIG_DFL)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             if self._signal is not None:
-                os.kill(os.getpid(), self._signal)  # states are kept: end as the sender wanted
+                _pass_on(self._signal)  # states are kept: what was asked for may happen now
 
     def _on_signal(self, number: int, _) -> None:
         self._signal, self.reason = number, signal.Signals(number).name
@@ -161,6 +156,27 @@ class Watch:
             self.reason = "the launching process is gone"
             if not self._active:
                 os._exit(1)  # nobody waits for this worker any more
+
+
+def _to_replace() -> dict[int, Any]:
+    """The signals upon which a worker keeps its states, with their handlers.
+
+    These are SIGTERM and SIGHUP where they end the process, and the two that engines such as submitit take for the
+    announcement of a preemption. An engine that handles SIGTERM itself goes on doing so.
+    """
+    if _launching or threading.current_thread() is not threading.main_thread():
+        return {}
+    ending = {n: signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL}
+    announcing = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(n))}
+    return ending | announcing
+
+
+def _pass_on(number: int) -> None:
+    handler = signal.getsignal(number)
+    if callable(handler):
+        handler(number, None)
+    else:
+        os.kill(os.getpid(), number)
 
 
 _current: Watch | None = None

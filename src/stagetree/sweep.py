@@ -152,7 +152,7 @@ class _Crew:
             write_unit(self.folder, unit_id, unit, self.settings)
         try:
             self.launch(self.folder, list(by_id))
-        except Exception as error:  # launchers raise when a worker dies; the logs say what was reached
+        except (Exception, SystemExit) as error:  # launchers raise when a worker dies; the logs say what was reached
             if not stop_asked(self.folder):
                 print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
         events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # Tail tells

@@ -67,6 +67,7 @@ class _Walk:
         self._trainer = Trainer(settings, log, check)
         self._lost: set[str] = set()  # states that turned out to be missing or damaged when they were loaded
         self._losses: Counter[str] = Counter()
+        self._trained: Counter[str] = Counter()
         self._told: set[str] = set()
 
     def run(self) -> None:
@@ -119,8 +120,15 @@ class _Walk:
             self._drop([node])
             if not path:
                 self._log.append({"kind": "done", "uid": node.uid})
-            known = {other.uid for other in self._pending}
-            self._pending += [one for one in path if one.uid not in known]
+            for one in path:
+                if self._trained[one.uid] > 1:
+                    reason = f"the state of {one.uid} is gone again after it was trained twice"
+                    self.failed[node.uid] = self._trainer.fail(node, reason)
+                    self._drop_orphans()
+                    break
+            else:
+                known = {other.uid for other in self._pending}
+                self._pending += [one for one in path if one.uid not in known]
         return todo
 
     def _train(self, chosen: Sequence[Node]) -> None:
@@ -130,6 +138,7 @@ class _Walk:
             self._lose(chosen, error)
             return
         self._lost -= {node.uid for node in chosen}
+        self._trained.update(node.uid for node in chosen)
         self._drop(chosen)
         self._drop_orphans()
 
