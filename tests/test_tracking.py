@@ -41,10 +41,11 @@ class Recorded:
         self.uri = f"sqlite:///{bench.output_dir / 'mlflow.db'}"
 
     def tracker(self, **changes) -> Tracker:
-        return Tracker(
-            uri=self.uri, experiment="e", output_dir=self.bench.output_dir, sweep_id="s", launch="l", command="c",
-            runs=self.entries, begun={}, **changes,
-        )  # fmt: skip
+        settings = {
+            "uri": self.uri, "experiment": "e", "output_dir": self.bench.output_dir, "sweep_id": "s", "launch": "l",
+            "command": "c", "runs": self.entries, "begun": {},
+        }  # fmt: skip
+        return Tracker(**settings | changes)
 
     def check(self):
         """MLflow holds each run once, with each epoch once, and says how it ended."""
@@ -149,3 +150,76 @@ def test_an_outage_that_lasts_is_told_and_nothing_raises(recorded):
     with Tail(folder, ProgressDisplay(epochs=1, names={}), broken) as tail:
         pass
     assert "no store" in str(tail.tracking_error)
+
+
+def statuses(recorded):
+    client = MlflowClient(recorded.uri)
+    return {run.data.tags["stagetree.kind"]: run.info.status for run in client.search_runs(["1"])}
+
+
+def test_what_another_sweep_left_running_is_ended_at_the_next_start_but_not_what_lives(recorded):
+    """The dead process is played by one whose claims are given back, which is what the kernel does for it."""
+    first = recorded.tracker(runs=recorded.entries[:1], sweep_id="first")
+    for event in recorded.events[:4]:
+        first.on_event(event)
+        first.flush(force=True)
+    assert statuses(recorded) == {"sweep": "RUNNING", "run": "RUNNING"}
+    living = recorded.tracker(runs=recorded.entries[2:], sweep_id="second")
+    assert statuses(recorded)["run"] == "RUNNING"
+    for kind, name in (("sweep", "first"), ("run", recorded.entries[0].uid)):
+        first._claims.release(first._claim(kind, name))
+    living._end_what_died()
+    parents = [
+        run for run in MlflowClient(recorded.uri).search_runs(["1"]) if run.data.tags["stagetree.kind"] == "sweep"
+    ]
+    assert {run.data.tags["stagetree.sweep"]: run.info.status for run in parents}["first"] == "KILLED"
+    assert statuses(recorded)["run"] == "KILLED"
+
+
+@pytest.mark.parametrize(
+    ("tags", "ended"),
+    [
+        ({"stagetree.writer": "another-machine /nowhere", "stagetree.uid": "x"}, False),
+        ({"stagetree.writer": "", "stagetree.uid": "x"}, False),
+        ({"stagetree.writer": "HERE /nowhere", "stagetree.uid": "x"}, True),
+    ],
+    ids=["another machine", "unknown", "a folder that is gone"],
+)
+def test_runs_of_other_writers_are_ended_only_if_they_are_known_to_be_dead(recorded, tags, ended):
+    import socket
+
+    recorded.tracker().close()
+    client = MlflowClient(recorded.uri)
+    tags = {name: value.replace("HERE", socket.gethostname()) for name, value in tags.items()}
+    run = client.create_run("1", tags={"stagetree.kind": "run", **tags})
+    recorded.tracker().close()
+    assert client.get_run(run.info.run_id).info.status == ("KILLED" if ended else "RUNNING")
+
+
+def test_a_writer_that_died_before_it_described_a_run_leaves_no_gap(recorded):
+    crashed = recorded.tracker()
+    crashed._describe = lambda *_: None
+    for event in recorded.events[:4]:
+        crashed.on_event(event)
+        crashed.flush(force=True)
+    tracker = recorded.tracker()
+    for event in recorded.events:
+        tracker.on_event(event)
+    tracker.close()
+    recorded.check()
+    frame = store.load(recorded.uri, "e")
+    assert set(frame["architecture"]) == {"2 layers (8,3)"}
+
+
+def test_final_figures_are_written_once_though_the_writer_dies_between_them_and_the_end(recorded):
+    crashed = recorded.tracker()
+    crashed._end = lambda *_: None
+    for event in recorded.events:
+        crashed.on_event(event)
+    crashed.flush(force=True)
+    recorded.tracker().close()
+    client = MlflowClient(recorded.uri)
+    for row in store.load(recorded.uri, "e").itertuples():
+        for name in ("test/loss", "test/acc", "train_seconds", "val/loss"):
+            steps = [metric.step for metric in client.get_metric_history(row.run_id, name)]
+            assert len(steps) == len(set(steps)), name
