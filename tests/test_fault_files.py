@@ -106,6 +106,8 @@ def test_prepared_data(bench, damage, times, tally, request):
     row, random = tally(f"{damage}: prepared data"), rng(request.config.option.faults_seed)
     dataset = bench.config().dataset
     info = data.prepare(dataset, bench.output_dir)
+    whole = data.load(Path(info.folder), info.digest)
+    kept = {name: getattr(whole, name).copy() for name in data.ARRAYS}
     files = [path for path in (bench.output_dir / "data").rglob("*") if path.is_file()]
     assert len(files) == 6
     for path in files:
@@ -119,8 +121,10 @@ def test_prepared_data(bench, damage, times, tally, request):
                 assert info.folder in str(error)  # noqa: PT017 (either is right)
             again = data.prepare(dataset, bench.output_dir)
             row.differing += again.digest != info.digest
-            data.load(Path(again.folder), info.digest)
-            assert path.read_bytes() == content
+            # some bytes say nothing: the last line end, the byte order of a type of one byte
+            arrays = data.load(Path(again.folder), info.digest)
+            row.differing += any((getattr(arrays, name) != kept[name]).any() for name in kept)
+            path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
