@@ -34,10 +34,12 @@ def test_killed_workers(seed, tmp_path, arrays, reference, tally):
 )
 def test_killed_launching_processes(seed, everything, tmp_path, arrays, reference, tally):
     row, random = tally("kill -9 of the launching process" + (" and its workers" * everything)), rng(seed)
+    killed = []
     for _ in range(2):
         sweep = start(tmp_path, "sweep", *small(arrays), *GRID)
         time.sleep(random.uniform(0.5, 9))
         row.injected += sweep.poll() is None
+        killed.append(sweep.pid)
         if everything:
             faults.end(sweep)
         else:
@@ -45,6 +47,7 @@ def test_killed_launching_processes(seed, everything, tmp_path, arrays, referenc
             sweep.wait()  # its workers are left to find out, and the next command does not wait for them
     assert start(tmp_path, "sweep", *small(arrays), *GRID).wait(300) == 0, (tmp_path / "out.txt").read_text()
     compare(tmp_path, reference, row, kills=row.injected)
+    wait_until(lambda: not any(alive(pid) for pid in killed), 5)  # joblib alone would keep them for five minutes
 
 
 @pytest.mark.rounds(short=1, full=20)

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from stagetree.config import Config, InputError, check
 
@@ -99,13 +99,12 @@ def checked(cfg: DictConfig) -> Config:
         InputError: with a line for each mistake.
     """
     try:
-        values = OmegaConf.to_container(cfg, resolve=True)
+        return check(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        raise InputError("\n".join(f"{key}: is not set (give it as {key}=...)" for key in missing)) from None
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise InputError("\n".join(f"{key}: is not set (give it as {key}=...)" for key in missing))
-    return check(values)
 
 
 def listed_stages(argument: str) -> str:

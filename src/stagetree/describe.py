@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from stagetree.config import Config
 from stagetree.data import DataInfo
 from stagetree.plan import Run, StageTree
@@ -21,8 +19,8 @@ class RunEntry:
     path: tuple[str, ...]
     """Uids of the states on its way, its own last."""
     params: Mapping[str, Any]
-    config: str
-    """Resolved configuration as YAML."""
+    config: Mapping[str, Any]
+    """Resolved configuration."""
     dataset: Mapping[str, Any]
     """`name`, `digest`, `n_train`, `n_test`."""
     shared_epochs: int
@@ -52,7 +50,7 @@ def describe(
             name=_name(params[uid], varying),
             path=paths[uid],
             params=params[uid],
-            config=yaml.safe_dump(configs[uid].model_dump(mode="json"), sort_keys=False),
+            config=configs[uid].model_dump(mode="json"),
             dataset={
                 "name": infos[uid].name, "digest": infos[uid].digest,
                 "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,

@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def _prepare_data(jobs: Sequence[Job], output_dir: Path) -> dict[Any, data.DataI
     return prepared
 
 
+@cache
 def resolve_device(device: str) -> str:
     """What `auto` stands for on this machine, found out without importing torch."""
     if device != "auto":

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stagetree import checkpoint
 from stagetree.checkpoint import Record
 from stagetree.claims import store_claims
@@ -415,7 +417,7 @@ def _artifacts(run: RunEntry, record: Record, checkpoints: Path) -> Iterator[str
     with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".artifacts-") as folder:
         weights = checkpoints / f"{run.uid}.safetensors"
         os.link(weights, Path(folder) / "weights.safetensors")
-        (Path(folder) / "config.yaml").write_text(run.config)
+        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))
         (Path(folder) / "curves.png").write_bytes(draw_curves(run.name, record.history, run.params["epochs"]))
         yield folder
 
