@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test faults exact r16 lock clean
+.PHONY: sweep test faults exact r16 bench lock clean
 
 sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
 	$(BIN)/stagetree sweep +experiment=digits_grid
@@ -20,6 +20,13 @@ exact: .venv/installed  ## one grid with sharing and packing on and off: the sam
 
 r16: .venv/installed  ## 16 runs on MNIST with sharing and packing on and off: wall time, epochs trained, the same bits
 	$(BIN)/python benchmarks/sharing.py r16
+
+bench: .venv/peers  ## beside the tutorial's loop under joblib, Lightning and Ray Tune (hours; BENCH=n32 for one)
+	$(BIN)/python benchmarks/peers.py $(or $(BENCH),r16 r64 n32) --repeats 3
+
+.venv/peers: .venv/installed benchmarks/peers/requirements.txt
+	$(BIN)/python -m pip install --quiet -r benchmarks/peers/requirements.txt
+	touch $@
 
 lock:  ## resolve requirements.lock anew
 	$(BIN)/python -m pip install uv
