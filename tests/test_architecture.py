@@ -20,7 +20,7 @@ ROOMS = [
     {"epoch"},
     {"train"},
     {"walk"},
-    {"store", "progress"},
+    {"store", "progress", "curves"},
     {"report"},
     {"tracking"},
     {"tail"},

@@ -5,7 +5,6 @@ is made good from the checkpoints by `Tracker.finish` when a run is done or foun
 """
 
 import contextlib
-import io
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ from stagetree import checkpoint
 from stagetree.checkpoint import Record
 from stagetree.claims import store_claims
 from stagetree.config import InputError
+from stagetree.curves import draw
 from stagetree.describe import RunEntry
 
 LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
@@ -418,33 +418,5 @@ def _artifacts(run: RunEntry, record: Record, checkpoints: Path) -> Iterator[str
         weights = checkpoints / f"{run.uid}.safetensors"
         os.link(weights, Path(folder) / "weights.safetensors")
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))
-        (Path(folder) / "curves.png").write_bytes(draw_curves(run.name, record.history, run.params["epochs"]))
+        (Path(folder) / "curves.png").write_bytes(draw(run.name, record.history, run.params["epochs"]))
         yield folder
-
-
-def draw_curves(title: str, history: Sequence[Mapping[str, float]], epochs: Sequence[int]) -> bytes:
-    """Draw loss and accuracy over epochs, a line at each stage's end: PNG.
-
-    Args:
-        title: above the plot.
-        history: a line an epoch; epoch 0 is before training.
-        epochs: of each stage.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=9)
-    for axes, kind in zip(figure.subplots(1, 2), ("loss", "acc"), strict=True):
-        for part in ("train", "val", "test"):
-            points = [(line["epoch"], line[f"{part}/{kind}"]) for line in history if f"{part}/{kind}" in line]
-            if points and all(math.isfinite(y) for _, y in points):
-                axes.plot(*zip(*points, strict=True), marker=".", label=part)
-        for end in [sum(epochs[: i + 1]) for i in range(len(epochs) - 1)]:
-            axes.axvline(end, color="gray", linestyle=":", linewidth=1)
-        axes.set(xlabel="epoch", ylabel="accuracy" if kind == "acc" else kind)
-        axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
