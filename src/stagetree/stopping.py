@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -91,7 +90,8 @@ class Launching:
         if self.signal is not None:
             raise Interrupted(self.signal)
         self.signal = number
-        print("stopping: states are kept (once more: at once)", file=sys.stderr, flush=True)
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"stopping: states are kept (once more: at once)\n")
         with contextlib.suppress(OSError):  # a full disk: they are killed then
             (self.folder / "stop").touch()
         self._tell()
@@ -128,11 +128,12 @@ class Watch:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Watch while a unit trains, and after that for the end of the launching process, upon which this one ends."""
-        global _current
+        global _current, _thread_that_looks
         self._active = True
         _current = self
-        if not _THREAD.is_alive():
-            _THREAD.start()
+        if _thread_that_looks is None or not _thread_that_looks.is_alive():  # a forked process has none of its parent's
+            _thread_that_looks = threading.Thread(target=_keep_looking, name="stopping", daemon=True)
+            _thread_that_looks.start()
         handlers = _to_replace()
         for number in handlers:
             signal.signal(number, self._on_signal)
@@ -180,6 +181,7 @@ def _pass_on(number: int) -> None:
 
 
 _current: Watch | None = None
+_thread_that_looks: threading.Thread | None = None
 
 
 def _keep_looking() -> None:
@@ -187,9 +189,6 @@ def _keep_looking() -> None:
         time.sleep(LOOK_EVERY_S)
         if _current is not None:
             _current.look()
-
-
-_THREAD = threading.Thread(target=_keep_looking, name="stopping", daemon=True)
 
 
 def leave_ctrl_c_to_the_launcher() -> None:
