@@ -51,7 +51,7 @@ class Tail:
 
     def __exit__(self, *_) -> None:
         self._stop.set()
-        self._thread.join(None if self._in_time == float("inf") else HURRY_S + 0.1)
+        self._thread.join(None if self._in_time == float("inf") else max(0.0, self._in_time - time.monotonic()) + 0.05)
         self._progress.__exit__()
 
     def _follow(self) -> None:
