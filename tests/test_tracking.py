@@ -71,11 +71,16 @@ def recorded(bench, empty_store) -> Recorded:
     return Recorded(bench, empty_store)
 
 
+def take(tracker, events):
+    """Let a tracker write what these events say."""
+    for event in events:
+        tracker.on_event(event)
+        tracker.flush(force=True)
+
+
 def test_events_become_runs(recorded):
     tracker = recorded.tracker()
-    for event in recorded.events:
-        tracker.on_event(event)
-        tracker.flush()
+    take(tracker, recorded.events)
     tracker.close()
     recorded.check()
 
@@ -83,21 +88,16 @@ def test_events_become_runs(recorded):
 @pytest.mark.parametrize("seen", [2, 5, 9])
 def test_events_are_replayed_after_a_crash_of_the_writer_without_gap_or_double(recorded, seen):
     crashed = recorded.tracker()
-    for event in recorded.events[:seen]:
-        crashed.on_event(event)
-        crashed.flush(force=True)
+    take(crashed, recorded.events[:seen])
     tracker = recorded.tracker()
-    for event in recorded.events:
-        tracker.on_event(event)
+    take(tracker, recorded.events)
     tracker.close()
     recorded.check()
 
 
 def test_what_a_dead_writer_left_running_is_killed_or_finished_at_the_next_start(recorded):
     crashed = recorded.tracker()
-    for event in recorded.events[:4]:
-        crashed.on_event(event)
-        crashed.flush(force=True)
+    take(crashed, recorded.events[:4])
     assert set(store.load(recorded.uri, "e")["status"]) == {"running"}
     recorded.tracker().close()  # no events at all: the checkpoints say what is finished
     assert set(store.load(recorded.uri, "e").set_index("uid")["status"][recorded.good]) == {"finished"}
@@ -160,9 +160,7 @@ def statuses(recorded):
 def test_what_another_sweep_left_running_is_ended_at_the_next_start_but_not_what_lives(recorded):
     """The dead process is played by one whose claims are given back, which is what the kernel does for it."""
     first = recorded.tracker(runs=recorded.entries[:1], sweep_id="first")
-    for event in recorded.events[:4]:
-        first.on_event(event)
-        first.flush(force=True)
+    take(first, recorded.events[:4])
     assert statuses(recorded) == {"sweep": "RUNNING", "run": "RUNNING"}
     living = recorded.tracker(runs=recorded.entries[2:], sweep_id="second")
     assert statuses(recorded)["run"] == "RUNNING"
@@ -199,12 +197,9 @@ def test_runs_of_other_writers_are_ended_only_if_they_are_known_to_be_dead(recor
 def test_a_writer_that_died_before_it_described_a_run_leaves_no_gap(recorded):
     crashed = recorded.tracker()
     crashed._describe = lambda *_: None
-    for event in recorded.events[:4]:
-        crashed.on_event(event)
-        crashed.flush(force=True)
+    take(crashed, recorded.events[:4])
     tracker = recorded.tracker()
-    for event in recorded.events:
-        tracker.on_event(event)
+    take(tracker, recorded.events)
     tracker.close()
     recorded.check()
     frame = store.load(recorded.uri, "e")
@@ -214,9 +209,7 @@ def test_a_writer_that_died_before_it_described_a_run_leaves_no_gap(recorded):
 def test_final_figures_are_written_once_though_the_writer_dies_between_them_and_the_end(recorded):
     crashed = recorded.tracker()
     crashed._end = lambda *_: None
-    for event in recorded.events:
-        crashed.on_event(event)
-    crashed.flush(force=True)
+    take(crashed, recorded.events)
     recorded.tracker().close()
     client = MlflowClient(recorded.uri)
     for row in store.load(recorded.uri, "e").itertuples():
