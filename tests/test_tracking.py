@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from stagetree import checkpoint, data, describe, store
 from stagetree.plan import StageTree
 from stagetree.progress import ProgressDisplay
-from stagetree.tail import Tail
+from stagetree.tail import Tail, in_a_line
 from stagetree.tracking import Tracker
 
 
@@ -216,3 +216,16 @@ def test_final_figures_are_written_once_though_the_writer_dies_between_them_and_
         for name in ("test/loss", "test/acc", "train_seconds", "val/loss"):
             steps = [metric.step for metric in client.get_metric_history(row.run_id, name)]
             assert len(steps) == len(set(steps)), name
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT ...]\n(Background on ...)", "disk is full"),
+        ("(raised by autoflush; see below)\n(x.E) disk is full\n[SQL: INSERT ...]", "(x.E) disk is full"),
+        ("connection refused\nand a long story", "connection refused"),
+        ("", "ValueError"),
+    ],
+)
+def test_what_a_store_says_is_put_in_a_line(said, line):
+    assert in_a_line(ValueError(said)).endswith(line)

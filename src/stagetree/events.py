@@ -24,11 +24,18 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         # pid and time: a relaunched unit must not append to what its dead predecessor left
         path = folder / f"{name}-{os.getpid()}-{time.time_ns()}.jsonl"
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file = open(str(path), "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def append(self, *events: Event) -> None:
-        """Write events at once, so that a reader sees whole lines."""
-        self._file.write(b"".join(map(_encode, events)))
+        """Write events at once, so that a reader sees whole lines.
+
+        Raises:
+            OSError: with the path.
+        """
+        try:
+            self._file.write(b"".join(map(_encode, events)))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def close(self) -> None:
         self._file.close()

@@ -27,7 +27,7 @@ from stagetree.plan import Node, StageTree, Unit
 from stagetree.prepare import Plan, plan
 from stagetree.progress import ProgressDisplay
 from stagetree.stopping import Interrupted, Launching, stop_asked
-from stagetree.tail import Tail
+from stagetree.tail import Tail, in_a_line
 from stagetree.tracking import Tracker
 from stagetree.unit import Settings, write_unit
 
@@ -186,7 +186,7 @@ def _outcome(planned: Plan, since: float, tracking_error: Exception | None, trou
     objective = max(scores, default=math.nan)
     if tracking_error is not None:
         message = (
-            f"tracking at {config.store_uri} failed: {tracking_error}\n"
+            f"tracking at {config.store_uri} failed: {in_a_line(tracking_error)}\n"
             "The results are kept; run the same command again to record them."
         )
         return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)

@@ -82,7 +82,7 @@ class Tail:
             except Exception as error:
                 self.tracking_error = error
                 self._progress.note(
-                    f"tracking failed: {error}\n(training goes on; what is missing is written at the end)"
+                    f"tracking failed: {in_a_line(error)}\n(training goes on; what is missing is written at the end)"
                 )
 
     def _finish(self) -> None:
@@ -99,3 +99,10 @@ class Tail:
         self._tracker = self._new_tracker()
         for event in EventReader(self._events, on_damage=lambda _: None).read():
             self._tracker.on_event(event)
+
+
+def in_a_line(error: Exception) -> str:
+    """What a tracking store says, without the SQL statement and its values that SQLAlchemy adds."""
+    before, sql, _ = str(error).partition("[SQL:")
+    lines = before.strip().splitlines() or [type(error).__name__]
+    return lines[-1] if sql else lines[0]

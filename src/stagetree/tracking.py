@@ -365,6 +365,7 @@ def _client(uri: str):
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
     if not uri.startswith("sqlite:///"):
         return MlflowClient(tracking_uri=uri)
     from filelock import FileLock
