@@ -419,5 +419,5 @@ def _artifacts(run: RunEntry, record: Record, checkpoints: Path) -> Iterator[str
         weights = checkpoints / f"{run.uid}.safetensors"
         os.link(weights, Path(folder) / "weights.safetensors")
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))
-        (Path(folder) / "curves.png").write_bytes(draw(run.name, record.history, run.params["epochs"]))
+        (Path(folder) / "curves.svg").write_text(draw(run.name, record.history, run.params["epochs"]), encoding="utf-8")
         yield folder
