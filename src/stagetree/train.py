@@ -158,7 +158,9 @@ class _Members:
             weights.append(weight)
             states.append(state)
         activation, dropout = spec["model"]["activation"], spec["model"]["dropout"]
-        self.pack = Pack(weights, activation=activation, dropout=dropout, device=spec["device"])
+        # torch.optim's fused kernels take contiguous weights only
+        spaced = spec["folded"] and spec["device"] == "cpu"
+        self.pack = Pack(weights, activation=activation, dropout=dropout, device=spec["device"], spaced=spaced)
         self._lr = self._optimizer = None
         lrs = [node.lr for node in nodes]
         if spec["folded"]:
