@@ -3,14 +3,17 @@
     python benchmarks/peers.py r16                     # once each
     python benchmarks/peers.py r16 n32 --repeats 3     # alternating orders, medians
     STAGETREE_DATA=folder python benchmarks/peers.py b8 --cifar cifar10.npz
+    python benchmarks/peers.py r16 --record walls.jsonl --repeats 3    # goes on from what the file holds
+    python benchmarks/peers.py r16 --record walls.jsonl --repeats 0    # only its table
 
 Each peer's script is written as its own documentation teaches, runs two jobs of one thread side by side, records
-everything in MLflow on SQLite and ends with a ranked table. Wall time is that of the whole command. MLflow's database
-is made beforehand for the peers, since their processes would break each other's; stagetree makes its own.
+everything in MLflow on SQLite and ends with a ranked table. Wall time is that of the whole command. The data and
+MLflow's empty database are made before the clock starts, for all of them.
 """
 
 import argparse
 import csv
+import json
 import os
 import platform
 import shlex
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -99,39 +102,70 @@ class Measured:
     accuracies: list[float] = field(default_factory=list)
 
 
+class Records:
+    """What was measured, in memory and, if there is a path, in a file with a line each, which is read first.
+
+    A line counts only for the machine and the versions that made it.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._lines = []
+        if path and path.exists():
+            self._lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def of(self, workload: str, peer: str) -> list[Measured]:
+        """All that was measured of a peer on a workload, here."""
+        here = {"workload": workload, "peer": peer, "setting": setting()}
+        return [Measured(**line["measured"]) for line in self._lines if here.items() <= line.items()]
+
+    def add(self, workload: str, peer: str, measured: Measured) -> None:
+        line = {"workload": workload, "peer": peer, "setting": setting(), "measured": asdict(measured)}
+        self._lines.append(line | {"time": time.strftime("%Y-%m-%d %H:%M:%S")})
+        if self._path:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(self._lines[-1]) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="+", choices=WORKLOADS)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--repeats", type=int, default=1, help="of each; the median counts")
     parser.add_argument("--cifar", type=Path, help="an .npz file with CIFAR-10's arrays, for b8")
+    parser.add_argument("--record", type=Path, help="a file that keeps what is measured, and is gone on from")
     arguments = parser.parse_args()
     root = Path(os.environ.get("STAGETREE_DATA", "data")).resolve()
     os.environ["STAGETREE_DATA"] = str(root)
+    records = Records(arguments.record)
     for name in arguments.workloads:
         workload = WORKLOADS[name]
-        if workload.dataset == "npz" and arguments.cifar is None:
+        if workload.dataset == "npz" and arguments.cifar is None and arguments.repeats:
             parser.error("b8 needs --cifar FILE.npz with train_x, train_y, test_x, test_y")
         npz = arguments.cifar.resolve() if arguments.cifar else None
-        measured: dict[str, list[Measured]] = {peer: [] for peer in arguments.peers}
         for repeat in range(arguments.repeats):
             for peer in list(arguments.peers)[:: 1 if repeat % 2 == 0 else -1]:  # alternating orders
-                measured[peer].append(measure(peer, workload, npz, root))
-                print(f"{name} {peer}: {measured[peer][-1].wall_s:.1f} s", file=sys.stderr, flush=True)
-        show(name, workload, measured)
+                if len(records.of(name, peer)) <= repeat:
+                    measured = measure(peer, workload, npz, root)
+                    records.add(name, peer, measured)
+                    print(f"{name} {peer}: {measured.wall_s:.1f} s", file=sys.stderr, flush=True)
+        show(name, workload, {peer: runs for peer in arguments.peers if (runs := records.of(name, peer))})
 
 
 def measure(peer: str, workload: Workload, npz: Path | None, root: Path) -> Measured:
     """Run one peer's whole command in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
+        uri = f"sqlite:///{folder}/{'mlruns/' if peer == 'stagetree' else ''}mlflow.db"
+        Path(folder, "mlruns").mkdir()
+        # two processes at once would break each other's schema, and each other's experiment
+        make = "search_experiments()" if peer == "stagetree" else "set_experiment('peers')"
+        create = f"import mlflow; mlflow.set_tracking_uri('{uri}'); mlflow.{make}"
+        run([sys.executable, "-c", create], folder)
         if peer == "stagetree":
             words = workload.of_stagetree(npz)
             run([sys.executable, "-m", "stagetree", "plan", *words], folder)  # prepares the data, as a download does
             measured = run([sys.executable, "-m", "stagetree", "sweep", *words], folder)
         else:
-            uri = f"sqlite:///{folder}/mlflow.db"
-            create = f"import mlflow; mlflow.set_tracking_uri('{uri}'); mlflow.set_experiment('peers')"
-            run([sys.executable, "-c", create], folder)
             script = {"joblib": "joblib_loop.py", "lightning": "lightning_loop.py", "ray": "ray_tune.py"}[peer]
             multirun = [] if peer == "ray" else ["-m"]
             words = [*workload.of_peers(npz, root), f"tracking_uri={uri}"]
@@ -187,25 +221,27 @@ def memory(mark: bytes) -> int:
 def show(name: str, workload: Workload, measured: dict[str, list[Measured]]) -> None:
     """Print the table of a workload."""
     walls = {peer: statistics.median(one.wall_s for one in runs) for peer, runs in measured.items()}
-    columns = ("peer", "wall s", "range", "runs an hour", "times stagetree", "peak MB", "test accuracy, mean (range) %")
+    columns = ("peer", "wall s", "range", "n", "runs an hour", "times stagetree", "peak MB", "test accuracy (range) %")
     table = Table(*columns, box=None, title=f"{name}: {workload.runs} runs", title_justify="left")
     own = walls.get("stagetree")
     for peer, runs in measured.items():
         every = [one.wall_s for one in runs]
         accuracies = [100 * acc for acc in runs[-1].accuracies]
         table.add_row(
-            peer, f"{walls[peer]:.1f}", f"{min(every):.1f} to {max(every):.1f}",
+            peer, f"{walls[peer]:.1f}", f"{min(every):.1f} to {max(every):.1f}", str(len(runs)),
             f"{workload.runs * 3600 / walls[peer]:,.0f}", f"{walls[peer] / own:.1f}" if own else "",
             f"{max(one.peak_bytes for one in runs) / 1e6:,.0f}",
             f"{statistics.mean(accuracies):.2f} ({min(accuracies):.2f} to {max(accuracies):.2f})",
         )  # fmt: skip
     console = Console(width=140)
     console.print(table)
+    console.print(f"medians; {setting()}\n", highlight=False)
+
+
+def setting() -> str:
+    """The machine and the versions."""
     versions = ", ".join(f"{one} {_version(one)}" for one in ("torch", "lightning", "ray", "mlflow", "hydra-core"))
-    console.print(
-        f"{len(next(iter(measured.values())))} repeats, medians; {os.cpu_count()} cores, {_cpu()}, "
-        f"Python {platform.python_version()}, {versions}\n", highlight=False,
-    )  # fmt: skip
+    return f"{os.cpu_count()} cores, {_cpu()}, Python {platform.python_version()}, {versions}"
 
 
 def _version(name: str) -> str:

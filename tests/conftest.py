@@ -128,6 +128,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "rounds(short, full): run so often, each with a seed of its own")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; left out where there is none")
     config.addinivalue_line("markers", "full: part of the full fault suite alone")
     if config.option.faults_seed is None:
         drawn = 0 if config.option.faults == "short" else random.randrange(10**6)
@@ -147,10 +148,11 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.option.faults == "short":
-        left_out = [item for item in items if item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    absent = {"full"} if config.option.faults == "short" else set()
+    absent |= set() if torch.cuda.is_available() else {"gpu"}
+    left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture

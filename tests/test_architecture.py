@@ -11,7 +11,7 @@ import stagetree
 
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
-    {"plan", "model", "claims"},
+    {"plan", "model", "claims", "capture"},
     {"config", "stopping"},
     {"checkpoint", "events"},
     {"datasets"},

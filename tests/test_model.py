@@ -151,10 +151,10 @@ def test_dropout_masks_follow_the_generators_and_keep_the_mean():
     pack = Pack([initial_state(seed, 7, 4, {**MODEL, "hidden_sizes": [4000]}) for seed in (0, 0, 0)],
                 activation="tanh", dropout=0.25)  # fmt: skip
     shared, own = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
-    mask = pack._mask(torch.empty(3, 8, 4000), [shared, own, shared])
+    (mask,) = pack.masks(8, [shared, own, shared])
     assert torch.equal(mask[0], mask[2])
     assert not torch.equal(mask[0], mask[1])
     assert sorted(set(mask.flatten().tolist())) == [0.0, pytest.approx(1 / 0.75)]
     assert mask.mean().item() == pytest.approx(1, abs=0.01)
     x = torch.randn(3, 8, 7)
-    assert torch.equal(pack.forward(x), pack.forward(x))  # no generators: evaluation
+    assert torch.equal(pack.forward(x), pack.forward(x))  # no masks: evaluation

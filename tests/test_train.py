@@ -6,6 +6,7 @@ import pytest
 
 from stagetree import checkpoint
 from stagetree import train as train_module
+from stagetree.epoch import Training
 from stagetree.plan import Finished, StageTree
 
 OPTIMIZERS = [
@@ -103,7 +104,7 @@ def test_killed_and_resumed_equals_uninterrupted(bench, other, monkeypatch, opti
         bench.run(seed=seed, optimizer=optimizer, schedule={"stages": [[4, 0.05], [3, 0.01]]}, model__dropout=0.2)
         for seed in (0, 1)
     ]
-    real, calls = train_module.train_epoch, []
+    real, calls = Training.epoch, []
 
     def dying(*args):
         if len(calls) == epochs_before:
@@ -111,10 +112,10 @@ def test_killed_and_resumed_equals_uninterrupted(bench, other, monkeypatch, opti
         calls.append(1)
         return real(*args)
 
-    monkeypatch.setattr(train_module, "train_epoch", dying)
+    monkeypatch.setattr(Training, "epoch", dying)
     with pytest.raises(Killed):
         bench.train(*runs, checkpoint_every_s=0)
-    monkeypatch.setattr(train_module, "train_epoch", real)
+    monkeypatch.setattr(Training, "epoch", real)
     again = sum(trained(bench.train(*runs, checkpoint_every_s=0)).values())
     assert again == 2 * (7 - epochs_before)
     other.train(*runs)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -307,7 +308,6 @@ def to_float(pixels: "Tensor", info: DataInfo, mean: Sequence[float], std: Seque
         mean: for each channel, or one for all; empty: 0.
         std: likewise; empty: 1.
     """
-    import torch
 
     x = pixels.float()
     if info.scale != 1.0:
@@ -316,7 +316,15 @@ def to_float(pixels: "Tensor", info: DataInfo, mean: Sequence[float], std: Seque
         return x
     by_channel = x.view(*x.shape[:-1], info.image_shape[0], -1)
     if mean:
-        by_channel.sub_(torch.tensor(mean, device=x.device)[:, None])
+        by_channel.sub_(_column(tuple(mean), x.device))
     if std:
-        by_channel.div_(torch.tensor(std, device=x.device)[:, None])
+        by_channel.div_(_column(tuple(std), x.device))
     return x
+
+
+@cache
+def _column(values: tuple[float, ...], device: "torch.device") -> "Tensor":
+    # kept: a copy to the device in each step would wait for it
+    import torch
+
+    return torch.tensor(values, device=device)[:, None]

@@ -1,7 +1,7 @@
-"""One pass of a pack over the data: training and evaluation, the pictures gathered on the device."""
+"""Passes of a pack over the data: training and evaluation, the pictures gathered on the device."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetree import data
+from stagetree.capture import Replayed, record_cuda
 from stagetree.model import Pack, loss_sums
 from stagetree.optimizer import PackOptimizer
 
@@ -43,20 +44,28 @@ class Split:
 
 
 class _Sums:
-    """Loss and hits of each member, added up on the device; float64, as sums of many terms."""
+    """Loss and hits of each member, added up on the device, in place; the loss in float64, as a sum of many terms."""
 
     def __init__(self, k: int, device: torch.device):
-        self._values = torch.zeros(4, k, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        self._loss = torch.zeros(k, dtype=torch.float64, device=device)
+        self._weight = torch.zeros(k, dtype=torch.float64, device=device)
+        self._hits = torch.zeros(k, dtype=torch.int64, device=device)
 
-    def add(self, logits: Tensor, labels: Tensor, loss: Tensor, weight: Tensor) -> None:
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor, weight: Tensor | float) -> None:
         hits = (logits.argmax(-1) == labels).sum(1)
-        pictures = torch.full_like(hits, labels.shape[1])
-        self._values += torch.stack([loss.detach(), weight, hits, pictures]).to(self._values)
+        device = self._loss.device
+        self._loss += loss.detach().to(device)
+        self._weight += weight if isinstance(weight, float) else weight.to(device)
+        self._hits += hits.to(device)
 
-    def means(self, part: str) -> list[dict[str, float]]:
-        loss, weight, hits, pictures = self._values
-        columns = zip((loss / weight).tolist(), (hits / pictures).tolist(), strict=True)
-        return [{f"{part}/loss": loss, f"{part}/acc": acc} for loss, acc in columns]
+    def means(self, part: str, pictures: int) -> list[dict[str, float]]:
+        columns = zip((self._loss / self._weight).tolist(), self._hits.tolist(), strict=True)
+        return [{f"{part}/loss": loss, f"{part}/acc": hits / pictures} for loss, hits in columns]
+
+    def reset(self) -> None:
+        for value in (self._loss, self._weight, self._hits):
+            value.zero_()
 
 
 def never() -> None:
@@ -78,14 +87,13 @@ def evaluate(
         with _precision(spec):
             logits = pack.forward(x.expand(len(pack), -1, -1))
         sums.add(logits.float(), y, *loss_sums(logits.float(), y, spec["loss"]))
-    return sums.means(part)
+    return sums.means(part, len(rows))
 
 
-def train_epoch(
-    pack: Pack, optimizer: PackOptimizer | None, lr: Tensor | None, split: Split, spec: Mapping,
-    keys: Sequence[tuple[int, int]], check: Callable[[], None] = never,
-) -> list[dict[str, float]]:  # fmt: skip
-    """Train one epoch, in place, and return each member's mean loss and accuracy over its minibatches.
+class Training:
+    """Trains a pack, in place, an epoch at a time.
+
+    On a CUDA device the whole step, optimizer included, is replayed as a CUDA graph where it can be.
 
     Args:
         pack: the members.
@@ -93,38 +101,77 @@ def train_epoch(
         lr: `(K, 1, 1)`, or `None` with an optimizer.
         split: the data.
         spec: what the members have in common.
-        keys: each member's `(seed, epoch)`, which decide the order of its minibatches and its dropout masks.
-        check: called before each minibatch; what it raises ends training there.
+        keys: each member's `(seed, first epoch)`; a seed and an epoch, counted from 0 over the whole schedule, decide
+            the order of its minibatches and the dropout masks.
     """
-    distinct = list(dict.fromkeys(keys))
-    by_key = [data.generator(seed, epoch, "dropout", split.train.device) for seed, epoch in distinct]
-    generators = [by_key[distinct.index(key)] for key in keys]
-    if not spec["shuffle"]:
-        distinct, owner = distinct[:1], [0] * len(keys)
-    else:
-        owner = [distinct.index(key) for key in keys]
-    orders = torch.stack([
-        data.epoch_order(split.train, seed=seed, epoch=epoch, shuffle=spec["shuffle"]) for seed, epoch in distinct
-    ])  # fmt: skip
-    sums = _Sums(len(pack), split.train.device)
-    for first in range(0, orders.shape[1], spec["batch_size"]):
-        check()
-        x, y = split.batch(orders[:, first : first + spec["batch_size"]], spec)
-        if len(distinct) == 1:
-            x, y = x.expand(len(pack), -1, -1), y.expand(len(pack), -1)
+
+    def __init__(
+        self, pack: Pack, optimizer: PackOptimizer | None, lr: Tensor | None, split: Split, spec: Mapping,
+        keys: Sequence[tuple[int, int]],
+    ):  # fmt: skip
+        self._pack, self._optimizer, self._lr, self._split, self._spec = pack, optimizer, lr, split, spec
+        self._device = split.train.device
+        self._keys = list(dict.fromkeys(keys))  # members with equal keys see the same minibatches and masks
+        self._members = [self._keys.index(key) for key in keys]
+        self._orders = self._keys if spec["shuffle"] else self._keys[:1]
+        self._owner = torch.tensor(self._members, device=self._device) if len(self._orders) > 1 else None
+        self._sums = _Sums(len(pack), self._device)
+        self._step: Callable[..., None] = self._advance
+        self._stream = None
+        if self._device.type == "cuda" and (optimizer is None or optimizer.capturable):
+            self._step = Replayed(self._advance, record_cuda)
+            self._stream = torch.cuda.Stream(self._device)
+
+    def epoch(self, epoch: int, check: Callable[[], None] = never) -> list[dict[str, float]]:
+        """Train an epoch and return each member's mean loss and accuracy over its minibatches.
+
+        Args:
+            epoch: counted from each member's first, from 0.
+            check: called before each minibatch; what it raises ends training there.
+        """
+        keys = [(seed, first + epoch) for seed, first in self._keys]
+        generators = [data.generator(*key, "dropout", self._device) for key in keys]
+        generators = [generators[member] for member in self._members]
+        orders = torch.stack([
+            data.epoch_order(self._split.train, seed=seed, epoch=number, shuffle=self._spec["shuffle"])
+            for seed, number in keys[: len(self._orders)]
+        ])  # fmt: skip
+        with self._own_stream():
+            self._sums.reset()
+            for first in range(0, orders.shape[1], self._spec["batch_size"]):
+                check()
+                rows = orders[:, first : first + self._spec["batch_size"]]
+                self._step(rows, *self._pack.masks(rows.shape[1], generators))
+        return self._sums.means("train", orders.shape[1])
+
+    def _advance(self, rows: Tensor, *masks: Tensor) -> None:
+        """Train on one minibatch of each member: rows `(orders, b)`."""
+        x, y = self._split.batch(rows, self._spec)
+        if self._owner is None:
+            x, y = x.expand(len(self._pack), -1, -1), y.expand(len(self._pack), -1)
         else:
-            x, y = x[owner], y[owner]
-        with _precision(spec):
-            logits = pack.forward(x, lr=lr, generators=generators)
+            x, y = x[self._owner], y[self._owner]
+        with _precision(self._spec):
+            logits = self._pack.forward(x, lr=self._lr, masks=masks)
         logits = logits.float()
-        loss, weight = loss_sums(logits, y, spec["loss"])
+        loss, weight = loss_sums(logits, y, self._spec["loss"])
         total = (loss / weight).sum()  # members do not touch each other: the gradient of each is its own mean's
-        if optimizer is None:
+        if self._optimizer is None:
             total.backward()
         else:
-            optimizer.step(torch.autograd.grad(total, pack.parameters))
-        sums.add(logits.detach(), y, loss, weight)
-    return sums.means("train")
+            self._optimizer.step(torch.autograd.grad(total, self._pack.parameters))
+        self._sums.add(logits.detach(), y, loss, weight)
+
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Work on one stream of our own: what is recorded there must have been warmed up there."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
 def _precision(spec: Mapping):

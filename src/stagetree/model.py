@@ -6,6 +6,7 @@ one wide product over all members would not.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -114,31 +115,39 @@ class Pack:
             for name, member in zip(self.names, members, strict=True)
         }
 
-    def forward(self, x: Tensor, *, lr: Tensor | None = None, generators: Sequence[torch.Generator] = ()) -> Tensor:
+    def forward(self, x: Tensor, *, lr: Tensor | None = None, masks: Sequence[Tensor] = ()) -> Tensor:
         """Compute logits `(K, b, n_classes)` of inputs `(K, b, in_features)`.
 
         Args:
             x: float32; may be expanded over members.
             lr: `(K, 1, 1)`: fold plain SGD's update into the backward pass. `None`: leave gradients to the caller.
-            generators: one for each member, shared between members that see equal masks; empty: no dropout.
+            masks: for each hidden layer, as `masks` draws them; none: no dropout.
         """
         last = len(self.parameters) - 2
         for layer in range(0, last + 1, 2):
             x = _PackedLinear.apply(x, self.parameters[layer], self.parameters[layer + 1], lr)
             if layer < last:
                 x = self.activation(x)
-                if self.dropout and generators:
-                    x = x * self._mask(x, generators)
+                if masks:
+                    x = x * masks[layer // 2]
         return x
 
-    def _mask(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Inverted dropout `(K, b, h)`: 0 or `1 / (1 - p)`; members that share a generator share the draw."""
-        drawn: dict[int, Tensor] = {}
-        for generator in generators:
-            if id(generator) not in drawn:
-                mask = torch.empty(x.shape[1:], device=x.device).bernoulli_(1 - self.dropout, generator=generator)
-                drawn[id(generator)] = mask.div_(1 - self.dropout)
-        return torch.stack([drawn[id(generator)] for generator in generators])
+    def masks(self, b: int, generators: Sequence[torch.Generator]) -> list[Tensor]:
+        """Draw inverted dropout for a minibatch: for each hidden layer `(K, b, h)` of 0 or `1 / (1 - p)`.
+
+        Args:
+            b: pictures.
+            generators: one for each member; members that share one see equal masks.
+        """
+        hidden = [bias.shape[2] for bias in self.parameters[1:-1:2]] if self.dropout else []
+        drawn = dict.fromkeys(generators)
+        layers = []
+        for h in hidden:
+            for generator in drawn:
+                mask = torch.empty(b, h, device=generator.device).bernoulli_(1 - self.dropout, generator=generator)
+                drawn[generator] = mask.div_(1 - self.dropout)
+            layers.append(torch.stack([drawn[generator] for generator in generators]))
+        return layers
 
 
 def _spaced(stacked: Tensor) -> Tensor:
@@ -157,7 +166,7 @@ def _transpose(value: Tensor) -> Tensor:
     return value.t() if value.dim() == 2 else value.unsqueeze(0)
 
 
-def loss_sums(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor, Tensor]:
+def loss_sums(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor, Tensor | float]:
     """Sum each member's loss over its pictures, and the pictures' weights: their quotient is the mean loss.
 
     Args:
@@ -166,17 +175,23 @@ def loss_sums(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor, Te
         loss: a loss group's settings.
 
     Returns:
-        Two float32 `(K,)`; a picture weighs 1 where there are no class weights.
+        Float32 `(K,)` both; without class weights each picture weighs 1, and the second is one number.
     """
     k, b, n_classes = logits.shape
-    ones = torch.full((k,), float(b), device=logits.device)
     if loss["name"] == "mse":
-        return (logits - F.one_hot(labels, n_classes)).square().mean(2).sum(1), ones
-    weights = torch.tensor(loss["class_weights"], device=logits.device) if loss["class_weights"] else None
+        one_hot = labels[..., None] == torch.arange(n_classes, device=labels.device)
+        return (logits - one_hot.to(logits)).square().mean(2).sum(1), float(b)
+    weights = _class_weights(tuple(loss["class_weights"] or ()), logits.device)
     flat = labels.reshape(-1)
     # NLL on log-softmax is cross-entropy without smoothing.
     rows = F.cross_entropy(
         logits.reshape(k * b, n_classes), flat, weights, reduction="none",
         label_smoothing=loss.get("label_smoothing", 0.0),
     ).view(k, b)  # fmt: skip
-    return rows.sum(1), ones if weights is None else weights[flat].view(k, b).sum(1)
+    return rows.sum(1), float(b) if weights is None else weights[flat].view(k, b).sum(1)
+
+
+@cache
+def _class_weights(values: tuple[float, ...], device: torch.device) -> Tensor | None:
+    # kept: a copy to the device in each step would wait for it
+    return torch.tensor(values, device=device) if values else None

@@ -19,7 +19,16 @@ CLASSES = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
 }
-FUSED = {"sgd", "adam", "adamw", "adagrad"}  # torch.optim has these as one kernel on the CPU
+FUSED = {"sgd", "adam", "adamw", "adagrad"}  # torch.optim has these as one kernel
+CAPTURABLE = {
+    "adam",
+    "adamw",
+    "nadam",
+    "radam",
+    "adamax",
+    "rmsprop",
+    "adadelta",
+}  # torch.optim's option for CUDA graphs
 
 
 class PackOptimizer:
@@ -40,7 +49,12 @@ class PackOptimizer:
             {"params": views, "lr": lr, **{key: value for key, value in own.items() if key != "name"}}
             for views, own, lr in zip(self.members, settings, lrs, strict=True)
         ]
-        self.optimizer = CLASSES[name](groups, **({"fused": True} if name in FUSED else {}))
+        on_cuda = parameters[0].device.type == "cuda"
+        options = {"fused": True} if name in FUSED else {}
+        options |= {"capturable": True} if on_cuda and name in CAPTURABLE else {}
+        self.optimizer = CLASSES[name](groups, **options)
+        self.capturable = on_cuda and (name in CAPTURABLE or name == "sgd")
+        """Whether `step` can be part of a CUDA graph."""
 
     def step(self, grads: Sequence[Tensor]) -> None:
         """Update all members from the stacked gradients."""
@@ -64,6 +78,6 @@ class PackOptimizer:
         for key, value in state.items():
             index, name = key.split(".", 1)
             view = self.members[k][int(index)]
-            # torch.optim keeps step counts on the CPU unless told otherwise
-            device = "cpu" if name == "step" else view.device
+            # torch.optim keeps step counts on the CPU, but for CUDA graphs
+            device = "cpu" if name == "step" and not self.capturable else view.device
             self.optimizer.state[view][name] = value.to(device, copy=True)

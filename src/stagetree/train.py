@@ -17,7 +17,7 @@ import torch
 from stagetree import checkpoint
 from stagetree.claims import Claims, store_claims
 from stagetree.config import InputError
-from stagetree.epoch import Split, evaluate, never, train_epoch
+from stagetree.epoch import Split, Training, evaluate, never
 from stagetree.events import EventLog
 from stagetree.model import Pack, State, initial_state
 from stagetree.optimizer import PackOptimizer
@@ -149,10 +149,10 @@ class _Members:
     def __init__(self, nodes: Sequence[Node], spec: Mapping, split: Split, folder: Path, claims: Claims):
         self.nodes, self.spec, self.split, self.folder, self._claims = nodes, spec, split, folder, claims
         self.histories: list[list[Mapping[str, float]]] = []
-        self._seeds = [json.loads(node.trunk)["seed"] for node in nodes]
+        seeds = [json.loads(node.trunk)["seed"] for node in nodes]
         self._partials: set[str] = set()
         weights, states = [], []
-        for node, seed in zip(nodes, self._seeds, strict=True):
+        for node, seed in zip(nodes, seeds, strict=True):
             history, weight, state = self._start(node, seed)
             self.histories.append(history)
             weights.append(weight)
@@ -161,15 +161,17 @@ class _Members:
         # torch.optim's fused kernels take contiguous weights only
         spaced = spec["folded"] and spec["device"] == "cpu"
         self.pack = Pack(weights, activation=activation, dropout=dropout, device=spec["device"], spaced=spaced)
-        self._lr = self._optimizer = None
+        lr = self._optimizer = None
         lrs = [node.lr for node in nodes]
         if spec["folded"]:
-            self._lr = torch.tensor(lrs, device=spec["device"])[:, None, None]
+            lr = torch.tensor(lrs, device=spec["device"])[:, None, None]
         else:
             settings = [json.loads(node.trunk)["optimizer"] for node in nodes]
             self._optimizer = PackOptimizer(self.pack.parameters, settings, lrs)
             for k, state in enumerate(states):
                 self._optimizer.load(k, state)
+        keys = [(seed, node.first_epoch) for node, seed in zip(nodes, seeds, strict=True)]
+        self._training = Training(self.pack, self._optimizer, lr, split, spec, keys)
 
     def _start(self, node: Node, seed: int) -> tuple[list, State, State]:
         """History, weights and optimizer state that a node starts from."""
@@ -184,8 +186,7 @@ class _Members:
 
     def train_epoch(self, epoch: int, check: Callable[[], None]) -> list[dict[str, float]]:
         """Train the nodes' `epoch`-th epoch, from 0, and return each one's training metrics."""
-        keys = [(seed, node.first_epoch + epoch) for node, seed in zip(self.nodes, self._seeds, strict=True)]
-        return train_epoch(self.pack, self._optimizer, self._lr, self.split, self.spec, keys, check)
+        return self._training.epoch(epoch, check)
 
     def evaluate(self, parts: Sequence[str]) -> list[dict[str, float]]:
         """Evaluate on each of the parts, `val` or `test`."""
