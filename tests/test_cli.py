@@ -232,11 +232,17 @@ def test_a_mandatory_group_may_be_swept(command, sweeps, tmp_path):
 
 def test_plan_prints_and_trains_nothing(command, sweeps, tmp_path, capsys):
     assert command("plan", *OWN, "seed=1,2", "trainer.workers=7") == 0
-    assert "2 points, 0 duplicates, 0 finished, 2 to train" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "2 points, 0 duplicates, 0 finished, 2 to train" in out
+    assert "s by what this machine was measured to train" in out
+    assert "measuring" in err
     assert command("plan", *OWN, "seed=1,2", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["runs"]) == 2
+    assert json.loads(out)["estimated_seconds"] > 0
+    assert not err, "what was measured is remembered"
     assert sweeps.units == []
-    assert [path.name for path in (tmp_path / "mlruns").iterdir()] == ["data"]
+    assert sorted(path.name for path in (tmp_path / "mlruns").iterdir()) == ["data", "speeds"]
 
 
 def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from stagetree.plan import Finished, Node, Run, Stage, StageTree, cut_waves, next_pack, prefix_uid
+from stagetree.plan import Finished, Node, Run, Stage, StageTree, cut_waves, even_packs, next_pack, prefix_uid
 
 
 def run(*stages, trunk="t", shape="s"):
@@ -185,5 +185,15 @@ def test_units_keep_equal_shapes_together():
 
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
     ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk="z")]).roots
-    assert [node.lr for node in next_pack(ready, lambda shape: 8)] == [0.2, 0.3]
-    assert len(next_pack(ready, lambda shape: 1)) == 1
+    assert [node.lr for node in next_pack(ready, lambda nodes: 8)] == [0.2, 0.3]
+    assert len(next_pack(ready, lambda nodes: 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "largest", "sizes"), [(5, 8, [5]), (8, 8, [8]), (9, 8, [4, 5]), (20, 8, [7, 6, 7]), (3, 1, [1, 1, 1])]
+)
+def test_packs_are_few_and_even(members, largest, sizes):
+    nodes = StageTree.build(run((1, 0.1), trunk=str(k)) for k in range(members)).roots
+    packs = even_packs(nodes, largest)
+    assert sorted(map(len, packs)) == sorted(sizes)
+    assert [node for pack in packs for node in pack] == list(nodes)

@@ -78,7 +78,7 @@ def test_the_folder_holds_mlruns_and_the_leaderboard_and_nothing_else(swept):
     folder, _ = swept
     assert sorted(path.name for path in folder.iterdir()) == ["leaderboard.csv", "mlruns"]
     assert sorted(path.name for path in (folder / "mlruns").iterdir()) == [
-        "artifacts", "checkpoints", "claims.lock", "data", "mlflow.db", "mlflow.db.lock", "sweeps",
+        "artifacts", "checkpoints", "claims.lock", "data", "mlflow.db", "mlflow.db.lock", "speeds", "sweeps",
     ]  # fmt: skip
 
 

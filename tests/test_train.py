@@ -6,7 +6,6 @@ import pytest
 
 from stagetree import checkpoint
 from stagetree import train as train_module
-from stagetree.epoch import Training
 from stagetree.plan import Finished, StageTree
 
 OPTIMIZERS = [
@@ -64,7 +63,7 @@ def test_a_member_of_a_pack_equals_the_run_alone(bench, other, optimizer, loss):
 
     runs = [run(seed, lr) for seed, lr in [(0, 0.01), (0, 0.02), (1, 0.01), (2, 0.03), (3, 0.01)]]
     broken = run(4, 1e38)
-    events = bench.train(*runs, broken)
+    events = bench.train(*runs, broken, pack_size=6)
     assert max(len(e["uids"]) for e in events if e["kind"] == "pack") == 6
     assert [e["uid"] for e in events if e["kind"] == "failed"] == [first_state(broken)]
     for run in runs:
@@ -104,7 +103,7 @@ def test_killed_and_resumed_equals_uninterrupted(bench, other, monkeypatch, opti
         bench.run(seed=seed, optimizer=optimizer, schedule={"stages": [[4, 0.05], [3, 0.01]]}, model__dropout=0.2)
         for seed in (0, 1)
     ]
-    real, calls = Training.epoch, []
+    real, calls = train_module._Members.train_epoch, []
 
     def dying(*args):
         if len(calls) == epochs_before:
@@ -112,10 +111,10 @@ def test_killed_and_resumed_equals_uninterrupted(bench, other, monkeypatch, opti
         calls.append(1)
         return real(*args)
 
-    monkeypatch.setattr(Training, "epoch", dying)
+    monkeypatch.setattr(train_module._Members, "train_epoch", dying)
     with pytest.raises(Killed):
         bench.train(*runs, checkpoint_every_s=0)
-    monkeypatch.setattr(Training, "epoch", real)
+    monkeypatch.setattr(train_module._Members, "train_epoch", real)
     again = sum(trained(bench.train(*runs, checkpoint_every_s=0)).values())
     assert again == 2 * (7 - epochs_before)
     other.train(*runs)

@@ -336,7 +336,7 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     jobs = compose_grid(context.config_loader, config, arguments)
     workers = count_workers(config, jobs[0].config.trainer.workers)
     if mode != "train":
-        plan = prepare.plan(jobs, workers=workers)
+        plan = prepare.plan(jobs, workers=workers, measure=True)
         print(plan.text() if mode == "plan" else json.dumps(plan.as_dict(), indent=2))
         return None
     launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)

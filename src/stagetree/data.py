@@ -240,7 +240,7 @@ def _check_settings(dataset: Dataset, info: DataInfo) -> None:
         given = getattr(dataset, name)
         if len(given) not in (0, 1, channels):
             raise InputError(f"dataset.{name}: needs 1 value or one for each of {channels} channels, got {list(given)}")
-    n_val = _val_count(info.n_train, dataset.val_size)
+    n_val = val_count(info.n_train, dataset.val_size)
     if n_val >= info.n_train:
         raise InputError(f"dataset.val_size: must leave pictures to train on, got {n_val} of {info.n_train}")
     if dataset.val_size and not n_val:
@@ -252,7 +252,8 @@ def _check_settings(dataset: Dataset, info: DataInfo) -> None:
 # ---------------------------------------------------------------- split, order, pixels
 
 
-def _val_count(n: int, val_size: int | float) -> int:
+def val_count(n: int, val_size: int | float) -> int:
+    """Pictures of `n` that are held out for validation."""
     # random_split floors each share and deals what is left over from the first, the training set, on
     return val_size if isinstance(val_size, int) else int(np.floor(n * val_size))
 
@@ -270,7 +271,7 @@ def split(n: int, val_size: int | float, seed: int) -> tuple["Tensor", "Tensor"]
     if not val_size:
         return torch.arange(n), torch.empty(0, dtype=torch.int64)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    n_train = n - _val_count(n, val_size)
+    n_train = n - val_count(n, val_size)
     return order[:n_train], order[n_train:]
 
 

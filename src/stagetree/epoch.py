@@ -1,6 +1,7 @@
 """Passes of a pack over the data: training and evaluation, the pictures gathered on the device."""
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from stagetree import data
 from stagetree.capture import Replayed, record_cuda
+from stagetree.config import InputError
 from stagetree.model import Pack, loss_sums
 from stagetree.optimizer import PackOptimizer
 
@@ -68,6 +70,24 @@ class _Sums:
             value.zero_()
 
 
+def prepare_device(spec: Mapping) -> None:
+    """Set what is global in torch.
+
+    Raises:
+        InputError: this machine lacks the device.
+    """
+    device = spec["device"]
+    available = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if not available[device]():
+        raise InputError(
+            f"trainer.device: got {device}, but torch {torch.__version__} on {socket.gethostname()} does not see one "
+            "(trainer.device=cpu trains without)"
+        )
+    if device == "cpu":
+        torch.set_num_threads(spec["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = spec["precision"] == "tf32"
+
+
 def never() -> None:
     """Do not end training before its time."""
 
@@ -114,13 +134,18 @@ class Training:
         self._keys = list(dict.fromkeys(keys))  # members with equal keys see the same minibatches and masks
         self._members = [self._keys.index(key) for key in keys]
         self._orders = self._keys if spec["shuffle"] else self._keys[:1]
-        self._owner = torch.tensor(self._members, device=self._device) if len(self._orders) > 1 else None
+        self._owner = torch.tensor(self._members, device=self._device)
         self._sums = _Sums(len(pack), self._device)
         self._step: Callable[..., None] = self._advance
         self._stream = None
         if self._device.type == "cuda" and (optimizer is None or optimizer.capturable):
             self._step = Replayed(self._advance, record_cuda)
             self._stream = torch.cuda.Stream(self._device)
+
+    @property
+    def steps(self) -> int:
+        """Minibatches of an epoch."""
+        return -(-len(self._split.train) // self._spec["batch_size"])
 
     def epoch(self, epoch: int, check: Callable[[], None] = never) -> list[dict[str, float]]:
         """Train an epoch and return each member's mean loss and accuracy over its minibatches.
@@ -147,9 +172,9 @@ class Training:
     def _advance(self, rows: Tensor, *masks: Tensor) -> None:
         """Train on one minibatch of each member: rows `(orders, b)`."""
         x, y = self._split.batch(rows, self._spec)
-        if self._owner is None:
+        if len(self._orders) == 1:
             x, y = x.expand(len(self._pack), -1, -1), y.expand(len(self._pack), -1)
-        else:
+        elif len(self._orders) < len(self._pack):
             x, y = x[self._owner], y[self._owner]
         with _precision(self._spec):
             logits = self._pack.forward(x, lr=self._lr, masks=masks)

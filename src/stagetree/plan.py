@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 FORMAT = 1
@@ -265,15 +265,22 @@ def _balance(roots: Sequence[Node], workers: int) -> list[Unit]:
     return [tuple(members) for _, members in sorted(slices.items())]
 
 
-def next_pack(ready: Sequence[Node], largest: Callable[[str], int]) -> list[Node]:
+def next_pack(ready: Sequence[Node], largest: Callable[[Sequence[Node]], int]) -> list[Node]:
     """Choose the nodes to train side by side next: the most that have shape and length in common.
 
     Args:
         ready: nodes whose starting state exists; at least one.
-        largest: most members of a pack of the given shape.
+        largest: most members of a pack of such nodes.
     """
     groups: dict[tuple[str, int], list[Node]] = {}
     for node in ready:
         groups.setdefault((node.shape, node.epochs), []).append(node)
-    (shape, _), members = max(groups.items(), key=lambda item: len(item[1]))
-    return members[: largest(shape)]
+    members = max(groups.values(), key=len)
+    return even_packs(members, largest(members))[0]
+
+
+def even_packs(members: Sequence[Node], largest: int) -> list[list[Node]]:
+    """Divide members into as few packs as possible, of about equal size."""
+    count = -(-len(members) // largest)
+    ends = [round(len(members) * i / count) for i in range(count + 1)]
+    return [list(members[first:end]) for first, end in pairwise(ends)]

@@ -1,20 +1,25 @@
 """From the points of a grid to a plan: settings checked, data prepared, runs merged into a tree and cut into units."""
 
 import hashlib
+import json
 import platform
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stagetree import checkpoint, data
+from stagetree import checkpoint, data, estimate, speed
 from stagetree.compose import Job
 from stagetree.config import Config, InputError, to_run
 from stagetree.describe import RunEntry, describe
 from stagetree.plan import Node, Run, StageTree, Unit, cut_waves
+
+MEASURE_S = 10.0
+"""Most that a plan takes to find out how fast shapes train."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Plan:
     """By digest."""
     config: Config
     """Of the first job, for settings that all share."""
+    speeds: Mapping[str, speed.Speed]
+    """By shape, of those that were measured on this machine."""
 
     @property
     def sweep_id(self) -> str:
@@ -43,6 +50,11 @@ class Plan:
     @property
     def epochs_asked(self) -> int:
         return sum(stage.epochs for run in self.runs.values() for stage in run.stages)
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated wall time of training what is left; `None` until all its shapes were measured."""
+        return estimate.seconds(self.waves, self.speeds, self.data, self.config.trainer.pack_size)
 
     def as_dict(self) -> dict[str, Any]:
         """Counts, runs and units as plain values."""
@@ -56,6 +68,7 @@ class Plan:
             "epochs_asked": self.epochs_asked,
             "epochs_distinct": self.whole.epochs,
             "epochs_to_train": self.tree.epochs,
+            "estimated_seconds": self.seconds,
             "runs": [
                 {"uid": uid, "name": names[uid], "stages": _pairs(run), "finished": uid not in waiting}
                 for uid, run in self.runs.items()
@@ -78,7 +91,16 @@ class Plan:
         ]
         if units:
             lines.append(f"units: {units} in {len(self.waves)} wave{'s' * (len(self.waves) > 1)}")
+            if values["estimated_seconds"] is not None:
+                lines[-1] += f", {duration(values['estimated_seconds'])} by what this machine was measured to train"
         return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _pairs(run: Run) -> list[list[float]]:
@@ -89,8 +111,13 @@ def _describe_node(node: Node) -> dict[str, Any]:
     return {"uid": node.uid, "parent": node.parent, "epochs": node.epochs, "lr": node.lr, "final": node.final}
 
 
-def plan(jobs: Sequence[Job], *, workers: int) -> Plan:
+def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
     """Prepare the data, merge the runs and cut them into units for `workers`; train nothing.
+
+    Args:
+        jobs: the points of the grid.
+        workers: units that run at a time.
+        measure: find out how fast this machine trains shapes that it never trained.
 
     Raises:
         InputError: with a line for each problem of any job.
@@ -117,7 +144,35 @@ def plan(jobs: Sequence[Job], *, workers: int) -> Plan:
     infos = {uid: prepared[job.config.dataset] for uid, job in kept.items()}
     entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole)
     by_digest = {info.digest: info for info in prepared.values()}
-    return Plan(jobs, runs, entries, whole, tree, cut_waves(tree, workers), by_digest, config)
+    speeds = _speeds(tree, output_dir, by_digest, workers if measure else 0)
+    return Plan(jobs, runs, entries, whole, tree, cut_waves(tree, workers), by_digest, config, speeds)
+
+
+def _speeds(
+    tree: StageTree, output_dir: Path, infos: Mapping[str, data.DataInfo], workers: int
+) -> dict[str, speed.Speed]:
+    """Look up the speed of each shape, or measure it for as many members as one of the workers will have."""
+    nodes: dict[str, list[Node]] = {}
+    for node in tree.walk():
+        nodes.setdefault(node.shape, []).append(node)
+    found = {shape: speed.find(output_dir, shape) for shape in nodes}
+    if workers and None in found.values():
+        from stagetree.calibrate import measured  # torch
+        from stagetree.epoch import Split
+
+        until = time.monotonic() + MEASURE_S
+        for shape in [shape for shape, own in found.items() if own is None]:
+            members, spec = nodes[shape], json.loads(shape)
+            if time.monotonic() > until:
+                break
+            print(
+                f"measuring how fast this machine trains {spec['model']['hidden_sizes']} by {spec['optimizer']}",
+                file=sys.stderr,
+            )
+            folder = Path(infos[spec["data"]].folder)
+            wanted = -(-len(members) // workers)
+            found[shape] = measured(output_dir, members[0], wanted, partial(Split.load, folder))
+    return {shape: own for shape, own in found.items() if own is not None}
 
 
 def _note_damage(error: checkpoint.StateError) -> None:

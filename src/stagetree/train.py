@@ -6,7 +6,6 @@ another process are the same thing. What happens is told to an event log; nothin
 
 import json
 import math
-import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,9 @@ from pathlib import Path
 import torch
 
 from stagetree import checkpoint
+from stagetree.calibrate import measured
 from stagetree.claims import Claims, store_claims
-from stagetree.config import InputError
-from stagetree.epoch import Split, Training, evaluate, never
+from stagetree.epoch import Split, Training, evaluate, never, prepare_device
 from stagetree.events import EventLog
 from stagetree.model import Pack, State, initial_state
 from stagetree.optimizer import PackOptimizer
@@ -25,10 +24,6 @@ from stagetree.plan import Node, Stage, prefix_uid
 from stagetree.stopping import Stopped
 from stagetree.unit import Settings
 
-PACK_BYTES = 8 * 2**20
-"""Weights of a pack that still train well from a core's caches: at batch 32 8 members of 784-300-10 (0.9 MB each)
-were best on a core with 2 MiB L2, 32 of 784-64-64-64-10 (0.24 MB), and none of 3072-2048-1024-64-10 gained."""
-LARGEST_PACK = 64
 QUICK_S = 0.3
 """An epoch that is shorter is ended when training is to stop; a longer one is broken off, and begins again later."""
 
@@ -48,11 +43,13 @@ class Trainer:
         self._claims = store_claims(Path(settings.output_dir))
         self._splits: dict[str, Split] = {}
 
-    def largest_pack(self, shape: str) -> int:
-        """Most members of this shape that train well together."""
+    def largest_pack(self, nodes: Sequence[Node]) -> int:
+        """Most of these nodes, of one shape, that train well together."""
         if self.settings.pack_size != "auto":
             return int(self.settings.pack_size)
-        return max(1, min(LARGEST_PACK, PACK_BYTES // (4 * json.loads(shape)["n_params"])))
+        if len(nodes) == 1:
+            return 1
+        return measured(Path(self.settings.output_dir), nodes[0], len(nodes), self._split, self.check).best
 
     def attempt(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Train nodes of one shape side by side; what fails is found by halving the pack.
@@ -88,7 +85,7 @@ class Trainer:
     def _train(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Train each node's epochs, telling the log, and keep the states reached."""
         spec = json.loads(nodes[0].shape)
-        _prepare_device(spec)
+        prepare_device(spec)
         members = _Members(nodes, spec, self._split(spec), self.folder, self._claims)
         parts = ["val"] * (len(members.split.val) > 0) + ["test"] * self.settings.test_every_epoch
         self.log.append({"kind": "pack", "uids": [node.uid for node in nodes], "epochs": nodes[0].epochs})
@@ -246,21 +243,3 @@ class _Members:
             if record is not None and record.partial:
                 checkpoint.remove(self.folder, uid)
             self._claims.release(uid)
-
-
-def _prepare_device(spec: Mapping) -> None:
-    """Set what is global in torch.
-
-    Raises:
-        InputError: this machine lacks the device.
-    """
-    device = spec["device"]
-    available = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if not available[device]():
-        raise InputError(
-            f"trainer.device: got {device}, but torch {torch.__version__} on {socket.gethostname()} does not see one "
-            "(trainer.device=cpu trains without)"
-        )
-    if device == "cpu":
-        torch.set_num_threads(spec["threads"])
-    torch.backends.cuda.matmul.allow_tf32 = spec["precision"] == "tf32"

@@ -1,0 +1,103 @@
+"""Measure how fast packs of a shape train: the real steps, on the real data, for some hundredths of a second a size."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from stagetree import speed
+from stagetree.epoch import Split, Training, evaluate, never, prepare_device
+from stagetree.model import Pack, initial_state
+from stagetree.optimizer import PackOptimizer
+from stagetree.plan import Node
+from stagetree.speed import SLOW_S, Speed
+
+STEPS = 5
+"""Of a pass: enough for a CUDA graph to be recorded in the first, which is not timed."""
+PASSES, PASSES_S = 2, 0.03
+"""Passes are repeated so often and for so long, and the quickest counts: what else runs on the machine only adds."""
+LR = 1e-3
+
+
+def measured(
+    output_dir: Path, node: Node, wanted: int, load: Callable[[Mapping], Split], check: Callable[[], None] = never
+) -> Speed:
+    """Look up how fast packs of a node's shape train, or measure it, up to packs of `wanted` members.
+
+    Args:
+        output_dir: where speeds are kept.
+        node: of the shape.
+        wanted: members that there are for a pack.
+        load: brings the data of a shape to its device.
+        check: called often; what it raises ends measuring.
+
+    Raises:
+        InputError: this machine lacks the device.
+    """
+    known = speed.find(output_dir, node.shape)
+    spec = json.loads(node.shape)
+    wanted = speed.most_members(spec, wanted)
+    if known is None or not known.decides(wanted):
+        prepare_device(spec)
+        known = _measure(load(spec), spec, json.loads(node.trunk)["optimizer"], wanted, known, check)
+        speed.keep(output_dir, node.shape, known)
+    return known
+
+
+def _measure(
+    split: Split, spec: Mapping, optimizer: Mapping, wanted: int, known: Speed | None, check: Callable[[], None]
+) -> Speed:
+    """Double the pack as long as that pays and there are members for it."""
+    if known is None:
+        training, pack = _training(split, spec, optimizer, 1)
+        known = Speed({1: _step_s(training, check)}, _picture_s(pack, split, spec, check))
+    while not known.decides(wanted):
+        size = 2 * max(known.steps)
+        training, _ = _training(split, spec, optimizer, size)
+        known = replace(known, steps={**known.steps, size: _step_s(training, check)})
+    return known
+
+
+def _training(split: Split, spec: Mapping, optimizer: Mapping, size: int) -> tuple[Training, Pack]:
+    """A pack of members with a seed each at work."""
+    split = replace(split, train=split.train[: STEPS * spec["batch_size"]])
+    model, device = spec["model"], spec["device"]
+    state = initial_state(0, split.info.in_features, len(split.info.classes), model)
+    pack = Pack(
+        [state] * size, activation=model["activation"], dropout=model["dropout"], device=device,
+        spaced=spec["folded"] and device == "cpu",
+    )  # fmt: skip
+    keys = [(seed, 0) for seed in range(size)]
+    if spec["folded"]:
+        return Training(pack, None, torch.full((size, 1, 1), LR, device=device), split, spec, keys), pack
+    own = PackOptimizer(pack.parameters, [optimizer] * size, [LR] * size)
+    return Training(pack, own, None, split, spec, keys), pack
+
+
+def _step_s(training: Training, check: Callable[[], None]) -> float:
+    """Time a step of a pack."""
+    training.epoch(0, check)
+    best, passes, began = math.inf, 0, time.perf_counter()
+    while passes < PASSES or time.perf_counter() - began < PASSES_S:
+        started = time.perf_counter()
+        training.epoch(0, check)
+        best = min(best, (time.perf_counter() - started) / training.steps)
+        passes += 1
+        if best > SLOW_S:
+            break
+    return best
+
+
+def _picture_s(pack: Pack, split: Split, spec: Mapping, check: Callable[[], None]) -> float:
+    """Time the evaluation of a picture."""
+    few = replace(split, val=split.train[: spec["eval_batch_size"]])
+    times = []
+    for _ in range(PASSES):
+        started = time.perf_counter()
+        evaluate(pack, few, spec, "val", check)
+        times.append((time.perf_counter() - started) / len(few.val))
+    return min(times)

@@ -1,0 +1,59 @@
+"""How long a sweep will take: its packs, as workers would choose them, at the speeds that were measured."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from stagetree.data import DataInfo, val_count
+from stagetree.plan import Node, Unit, even_packs
+from stagetree.speed import Speed
+
+START_S = 6.0
+"""From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
+
+
+def seconds(
+    waves: Sequence[Sequence[Unit]], speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str
+) -> float | None:
+    """Estimate the wall time of a sweep.
+
+    Args:
+        waves: units that are launched together.
+        speeds: by shape.
+        infos: by digest of the data.
+        pack_size: most members of a pack, or `"auto"`.
+
+    Returns:
+        Seconds; `None` if a shape was not measured yet.
+    """
+    if any(node.shape not in speeds for wave in waves for unit in wave for root in unit for node in root.walk()):
+        return None
+    busy = (max(_unit_s(unit, speeds, infos, pack_size) for unit in wave) for wave in waves if wave)
+    total = sum(busy)
+    return START_S + total if total else 0.0
+
+
+def _unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
+    """Time a worker needs: nodes of one depth, shape and length form packs."""
+    total, level = 0.0, unit
+    while level:
+        groups: dict[tuple[str, int], list[Node]] = defaultdict(list)
+        for node in level:
+            groups[node.shape, node.epochs].append(node)
+        for (shape, epochs), members in groups.items():
+            own = speeds[shape]
+            largest = own.best if pack_size == "auto" else int(pack_size)
+            total += sum(_pack_s(json.loads(shape), epochs, pack, own, infos) for pack in even_packs(members, largest))
+        level = [child for node in level for child in node.children]
+    return total
+
+
+def _pack_s(spec: Mapping, epochs: int, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
+    info = infos[spec["data"]]
+    n_val = val_count(info.n_train, spec["val_size"]) if spec["val_size"] else 0
+    steps = math.ceil((info.n_train - n_val) / spec["batch_size"])
+    k = len(members)
+    evaluated = n_val * (epochs + any(node.parent is None for node in members))
+    evaluated += info.n_test * any(node.final for node in members)
+    return epochs * steps * own.step(k) + evaluated * k * own.picture_s

@@ -1,0 +1,76 @@
+"""Measuring real steps: what comes out is checked for its form, never for a time."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from stagetree import data, speed
+from stagetree.calibrate import measured
+from stagetree.epoch import Split
+from stagetree.plan import StageTree
+from stagetree.stopping import Stopped
+
+
+@pytest.fixture
+def measure(bench):
+    def call(wanted, **changes):
+        (node,) = StageTree.build([bench.run(schedule={"stages": [[1, 0.1]]}, **changes)]).roots
+        info = data.prepare(bench.config().dataset, bench.output_dir)
+        loads = []
+
+        def load(spec):
+            loads.append(spec)
+            return Split.load(Path(info.folder), spec)
+
+        return measured(bench.output_dir, node, wanted, load), loads
+
+    return call
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adam"}], ids=str)
+def test_packs_are_doubled_up_to_the_members_there_are(measure, optimizer):
+    own, _ = measure(4, optimizer=optimizer)
+    assert sorted(own.steps) == [1, 2, 4]
+    assert all(seconds > 0 for seconds in own.steps.values())
+    assert own.picture_s > 0
+    assert own.decides(4)
+
+
+def test_what_is_known_is_not_measured_again_and_what_is_not_is_added(measure):
+    first, loads = measure(2)
+    assert len(loads) == 1
+    again, loads = measure(2)
+    assert (again, loads) == (first, [])
+    more, loads = measure(4)
+    assert len(loads) == 1
+    assert {size: more.steps[size] for size in first.steps} == first.steps
+    assert max(more.steps) == 4
+
+
+def test_measuring_leaves_random_numbers_alone(measure):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    measure(2, model__dropout=0.5)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_stop_ends_measuring_and_keeps_nothing(bench):
+    def check():
+        raise Stopped("by a test")
+
+    run = bench.run()
+    (node,) = StageTree.build([run]).roots
+    info = data.prepare(bench.config().dataset, bench.output_dir)
+    with pytest.raises(Stopped):
+        measured(bench.output_dir, node, 2, partial(Split.load, Path(info.folder)), check)
+    assert speed.find(bench.output_dir, run.shape) is None
+
+
+def test_workers_choose_packs_by_what_was_measured(bench):
+    runs = [bench.run(seed=seed) for seed in range(6)]
+    keep = {"steps": {1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}, "picture_s": 1e-6}
+    speed.keep(bench.output_dir, runs[0].shape, speed.Speed(**keep))
+    packs = [e["uids"] for e in bench.train(*runs) if e["kind"] == "pack"]
+    assert {len(uids) for uids in packs} == {2}

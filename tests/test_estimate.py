@@ -1,0 +1,49 @@
+"""The estimated wall time: arithmetic on known speeds. (How near it comes is measured by `make bench`.)"""
+
+import json
+
+import pytest
+
+from stagetree import estimate
+from stagetree.data import DataInfo
+from stagetree.plan import Run, Stage, StageTree, cut_waves
+from stagetree.speed import Speed
+
+INFO = DataInfo("", "d", "x", (1, 4, 4), ("a", "b"), n_train=100, n_test=50, scale=255.0)
+SHAPE = json.dumps({"data": "d", "val_size": 20, "batch_size": 10})
+SPEED = Speed({1: 1.0, 2: 1.5, 4: 2.5}, picture_s=0.01)
+STEPS = 8  # of an epoch: 80 pictures by 10
+
+
+def seconds(runs, workers=1, pack_size="auto", speeds=None):
+    waves = cut_waves(StageTree.build(runs), workers)
+    return estimate.seconds(waves, {SHAPE: SPEED} if speeds is None else speeds, {"d": INFO}, pack_size)
+
+
+def run(trunk, *stages):
+    return Run(trunk=json.dumps(trunk), shape=SHAPE, stages=tuple(Stage(*stage) for stage in stages))
+
+
+def test_one_run():
+    # two epochs, the 20 pictures for validation before and after each, and the 50 of the test set
+    expected = estimate.START_S + 2 * STEPS * 1.0 + 0.01 * (3 * 20 + 50)
+    assert seconds([run("a", (2, 0.1))]) == pytest.approx(expected)
+
+
+def test_equal_shapes_are_packed_as_workers_would():
+    runs = [run(name, (1, 0.1)) for name in "abcd"]
+    evaluated = 4 * 0.01 * (2 * 20 + 50)
+    assert seconds(runs) == pytest.approx(estimate.START_S + STEPS * 2.5 + evaluated)
+    assert seconds(runs, pack_size=2) == pytest.approx(estimate.START_S + STEPS * 2 * 1.5 + evaluated)
+    assert seconds(runs, workers=2) == pytest.approx(estimate.START_S + STEPS * 1.5 + evaluated / 2)
+
+
+def test_a_shared_prefix_counts_once():
+    runs = [run("a", (2, 0.1), (1, lr)) for lr in (0.01, 0.02)]
+    evaluated = 0.01 * 3 * 20 + 2 * 0.01 * (20 + 50)
+    assert seconds(runs) == pytest.approx(estimate.START_S + STEPS * (2 * 1.0 + 1.5) + evaluated)
+
+
+def test_nothing_to_train_takes_no_time_and_what_was_never_measured_is_unknown():
+    assert seconds([]) == 0
+    assert seconds([run("a", (1, 0.1))], speeds={}) is None
