@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stagetree.model import ACTIVATIONS, Pack, initial_state, loss_sums, sequential
+from stagetree.model import ACTIVATIONS, Pack, initial_state, loss_gradient, loss_sums, sequential
 from stagetree.optimizer import CLASSES, PackOptimizer
 
 MODEL = {"hidden_sizes": [6, 5], "activation": "tanh", "dropout": 0.0}
@@ -25,6 +25,14 @@ def batches(n=5):
     generator = torch.Generator().manual_seed(0)
     for _ in range(n):
         yield torch.randn(8, 7, generator=generator), torch.randint(0, 4, (8,), generator=generator)
+
+
+def gradients(pack, x, y, loss, lr=None):
+    """A step's way forward and back, all members on the same pictures."""
+    tape = []
+    logits = pack.forward(x.expand(len(pack), -1, -1), tape=tape)
+    _, _, grad = loss_gradient(logits, y.expand(len(pack), -1), loss)
+    return pack.backward(tape, grad, lr)
 
 
 def test_initial_weights_are_those_of_plain_layers_after_manual_seed():
@@ -48,6 +56,24 @@ def test_a_pack_gives_the_logits_of_plain_modules(activation, hidden_sizes):
         torch.testing.assert_close(logits[k], plain(k, model)(x), **CLOSE)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_going_back_gives_the_bits_of_autograd(activation, dropout):
+    model = {"hidden_sizes": [6, 5], "activation": activation, "dropout": dropout}
+    pack = Pack([initial_state(seed, 7, 4, model) for seed in (0, 1)], activation=activation, dropout=dropout)
+    x, y = next(batches())
+    x, y = x.expand(2, -1, -1), y.expand(2, -1)
+    masks = pack.masks(x.shape[1], [torch.Generator().manual_seed(k) for k in (0, 1)])
+    loss, tape = {"name": "cross_entropy", "class_weights": []}, []
+    _, _, grad = loss_gradient(pack.forward(x, masks=masks, tape=tape), y, loss)
+    own = pack.backward(tape, grad)
+    for parameter in pack.parameters:
+        parameter.requires_grad_()
+    total, weight = loss_sums(pack.forward(x, masks=masks), y, loss)
+    expected = torch.autograd.grad((total / weight).sum(), pack.parameters)
+    assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))
+
+
 def test_a_state_survives_its_way_through_a_pack_whatever_the_order_of_its_names():
     state = initial_state(0, 7, 4, MODEL)
     copy = Pack([dict(reversed(state.items()))], activation="tanh", dropout=0.0).state(0)
@@ -63,10 +89,7 @@ def test_an_optimizer_on_a_pack_does_what_torch_optim_does(name):
     settings = [{"name": name, "weight_decay": decay} for decay in decays]
     optimizer = PackOptimizer(pack.parameters, settings, lrs)
     for x, y in batches():
-        loss, weight = loss_sums(
-            pack.forward(x.expand(3, -1, -1)), y.expand(3, -1), {"name": "nll", "class_weights": []}
-        )
-        optimizer.step(torch.autograd.grad((loss / weight).sum(), pack.parameters))
+        optimizer.step(gradients(pack, x, y, {"name": "nll", "class_weights": []}))
     for k, (seed, lr, decay) in enumerate(zip(seeds, lrs, decays, strict=True)):
         module = plain(seed)
         reference = CLASSES[name](module.parameters(), lr=lr, weight_decay=decay)
@@ -84,9 +107,7 @@ def test_the_folded_update_is_plain_sgd():
     pack = Pack([initial_state(seed, 7, 4, MODEL) for seed in (0, 1)], activation="tanh", dropout=0.0)
     lr = torch.tensor([0.1, 0.02])[:, None, None]
     for x, y in batches():
-        logits = pack.forward(x.expand(2, -1, -1), lr=lr)
-        loss, weight = loss_sums(logits, y.expand(2, -1), {"name": "cross_entropy", "class_weights": []})
-        (loss / weight).sum().backward()
+        gradients(pack, x, y, {"name": "cross_entropy", "class_weights": []}, lr)
     for k, member_lr in enumerate((0.1, 0.02)):
         module = plain(k)
         reference = torch.optim.SGD(module.parameters(), lr=member_lr)
@@ -103,8 +124,7 @@ def test_optimizer_state_survives_saving_and_loading(name, seed):
     """Steps, save, load into another optimizer, a step: the bits of no interruption."""
 
     def step(pack, optimizer, x, y):
-        loss, weight = loss_sums(pack.forward(x[None]), y[None], {"name": "mse"})
-        optimizer.step(torch.autograd.grad((loss / weight).sum(), pack.parameters))
+        optimizer.step(gradients(pack, x, y, {"name": "mse"}))
 
     settings = [{"name": name} | ({"momentum": 0.9} if name in ("sgd", "rmsprop") else {})]
     pack = Pack([initial_state(seed, 7, 4, MODEL)], activation="tanh", dropout=0.0)

@@ -1,5 +1,6 @@
 """Measure how fast packs of a shape train: the real steps, on the real data, for some hundredths of a second a size."""
 
+import contextlib
 import json
 import math
 import time
@@ -44,7 +45,8 @@ def measured(
     if known is None or not known.decides(wanted):
         prepare_device(spec)
         known = _measure(load(spec), spec, json.loads(node.trunk)["optimizer"], wanted, known, check)
-        speed.keep(output_dir, node.shape, known)
+        with contextlib.suppress(OSError):  # a read-only or full disk: it is measured again
+            speed.keep(output_dir, node.shape, known)
     return known
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from stagetree import data
 from stagetree.capture import Replayed, record_cuda
 from stagetree.config import InputError
-from stagetree.model import Pack, loss_sums
+from stagetree.model import Layer, Pack, loss_gradient, loss_sums
 from stagetree.optimizer import PackOptimizer
 
 
@@ -57,7 +57,7 @@ class _Sums:
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor, weight: Tensor | float) -> None:
         hits = (logits.argmax(-1) == labels).sum(1)
         device = self._loss.device
-        self._loss += loss.detach().to(device)
+        self._loss += loss.to(device)
         self._weight += weight if isinstance(weight, float) else weight.to(device)
         self._hits += hits.to(device)
 
@@ -169,6 +169,7 @@ class Training:
                 self._step(rows, *self._pack.masks(rows.shape[1], generators))
         return self._sums.means("train", orders.shape[1])
 
+    @torch.no_grad()
     def _advance(self, rows: Tensor, *masks: Tensor) -> None:
         """Train on one minibatch of each member: rows `(orders, b)`."""
         x, y = self._split.batch(rows, self._spec)
@@ -176,16 +177,15 @@ class Training:
             x, y = x.expand(len(self._pack), -1, -1), y.expand(len(self._pack), -1)
         elif len(self._orders) < len(self._pack):
             x, y = x[self._owner], y[self._owner]
+        tape: list[Layer] = []
         with _precision(self._spec):
-            logits = self._pack.forward(x, lr=self._lr, masks=masks)
-        logits = logits.float()
-        loss, weight = loss_sums(logits, y, self._spec["loss"])
-        total = (loss / weight).sum()  # members do not touch each other: the gradient of each is its own mean's
-        if self._optimizer is None:
-            total.backward()
-        else:
-            self._optimizer.step(torch.autograd.grad(total, self._pack.parameters))
-        self._sums.add(logits.detach(), y, loss, weight)
+            logits = self._pack.forward(x, masks=masks, tape=tape)
+        loss, weight, grad = loss_gradient(logits.float(), y, self._spec["loss"])
+        with _precision(self._spec):
+            grads = self._pack.backward(tape, grad.to(logits.dtype), self._lr)
+        if self._optimizer is not None:
+            self._optimizer.step(grads)
+        self._sums.add(logits, y, loss, weight)
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:

@@ -44,7 +44,7 @@ class PackOptimizer:
 
     def __init__(self, parameters: Sequence[Tensor], settings: Sequence[Mapping[str, Any]], lrs: Sequence[float]):
         name = settings[0]["name"]
-        self.members = [[nn.Parameter(stacked.detach()[k]) for stacked in parameters] for k in range(len(lrs))]
+        self.members = [[nn.Parameter(stacked[k]) for stacked in parameters] for k in range(len(lrs))]
         groups = [
             {"params": views, "lr": lr, **{key: value for key, value in own.items() if key != "name"}}
             for views, own, lr in zip(self.members, settings, lrs, strict=True)
@@ -61,7 +61,7 @@ class PackOptimizer:
         for k, views in enumerate(self.members):
             for view, grad in zip(views, grads, strict=True):
                 # fused kernels give silently wrong updates for gradients that are not contiguous (torch 2.14.1)
-                view.grad = grad[k].contiguous()
+                view.grad = grad[k].to(view.dtype).contiguous()
         self.optimizer.step()
 
     def state(self, k: int) -> State:

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 """Part of every uid: raised when the same configuration would give other numbers."""
 
 

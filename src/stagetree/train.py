@@ -195,7 +195,7 @@ class _Members:
 
     def copy(self) -> list:
         """Copy what training changes, for `restore`."""
-        weights = [parameter.detach().clone() for parameter in self.pack.parameters]
+        weights = [parameter.clone() for parameter in self.pack.parameters]
         states = [self._optimizer.state(k) for k in range(len(self.nodes))] if self._optimizer else []
         return [weights, states]
 
@@ -205,7 +205,7 @@ class _Members:
             return
         weights, states = copied
         for parameter, value in zip(self.pack.parameters, weights, strict=True):
-            parameter.detach().copy_(value)
+            parameter.copy_(value)
         for k, state in enumerate(states):
             self._optimizer.load(k, state)
 
