@@ -163,7 +163,8 @@ def measure(peer: str, workload: Workload, npz: Path | None, root: Path) -> Meas
         run([sys.executable, "-c", create], folder)
         if peer == "stagetree":
             words = workload.of_stagetree(npz)
-            run([sys.executable, "-m", "stagetree", "plan", *words], folder)  # prepares the data, as a download does
+            dataset = [word for word in words if word.startswith("dataset")]
+            run([sys.executable, "-m", "stagetree", "data", *dataset], folder)  # as a download does
             measured = run([sys.executable, "-m", "stagetree", "sweep", *words], folder)
         else:
             script = {"joblib": "joblib_loop.py", "lightning": "lightning_loop.py", "ray": "ray_tune.py"}[peer]
