@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test faults exact r16 bench lock clean
+.PHONY: sweep test faults exact r16 engine overheads bench bench-gpu lock clean
 
 sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
 	$(BIN)/stagetree sweep +experiment=digits_grid
@@ -21,8 +21,18 @@ exact: .venv/installed  ## one grid with sharing and packing on and off: the sam
 r16: .venv/installed  ## 16 runs on MNIST with sharing and packing on and off: wall time, epochs trained, the same bits
 	$(BIN)/python benchmarks/sharing.py r16
 
+engine: .venv/installed  ## the engine alone on one thread: the tutorial's loop, the arithmetic, sizes of packs (3 minutes)
+	$(BIN)/python benchmarks/engine.py
+
+overheads: .venv/installed  ## what a sweep costs beside training: start, planning, tracking, reading, memory (5 minutes)
+	$(BIN)/python benchmarks/overheads.py
+
+bench-gpu:  ## packs on a CUDA device (GPU_PYTHON=... for an interpreter whose torch knows it), and the tests for it
+	PYTHONPATH=src:sweeper $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -m gpu -p no:cacheprovider tests
+	PYTHONPATH=src:sweeper $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py
+
 bench: .venv/peers  ## beside the tutorial's loop under joblib, Lightning and Ray Tune (hours; BENCH=n32 for one)
-	$(BIN)/python benchmarks/peers.py $(or $(BENCH),r16 r64 n32) --repeats 3
+	$(BIN)/python benchmarks/peers.py $(or $(BENCH),r16 r64 n32) --repeats 3 $(BENCH_OPTIONS)
 
 .venv/peers: .venv/installed benchmarks/peers/requirements.txt
 	$(BIN)/python -m pip install --quiet -r benchmarks/peers/requirements.txt

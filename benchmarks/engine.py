@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from stagetree import config, data
 from stagetree.calibrate import measured
-from stagetree.epoch import Split, Training
+from stagetree.epoch import Split, Training, prepare_device
 from stagetree.model import Pack, initial_state
 from stagetree.optimizer import PackOptimizer
 from stagetree.plan import Node, Run, StageTree
@@ -48,33 +49,46 @@ PICTURES = 4096
 class Engine:
     """Trains packs of one shape on MNIST."""
 
-    def __init__(self, hidden_sizes: list[int], optimizer: str, batch_size: int, output_dir: Path):
+    def __init__(
+        self, hidden_sizes: list[int], optimizer: str, batch_size: int, output_dir: Path, device: str = "cpu",
+        precision: str = "float32",
+    ):  # fmt: skip
         dataset = {"name": "mnist", "root": ROOT, "val_size": 0}
         values = {
             "dataset": dataset, "model": {"hidden_sizes": hidden_sizes}, "optimizer": {"name": optimizer},
             "schedule": {"stages": [[1, 0.01]]}, "loss": {"name": "cross_entropy"},
-            "trainer": {"batch_size": batch_size, "device": "cpu"}, "tracking": {}, "report": {}, "predict": {},
-            "ui": {}, "seed": 0, "output_dir": str(output_dir),
+            "trainer": {"batch_size": batch_size, "device": device, "precision": precision}, "tracking": {},
+            "report": {}, "predict": {}, "ui": {}, "seed": 0, "output_dir": str(output_dir),
         }  # fmt: skip
         checked = config.check(values)
         info = data.prepare(checked.dataset, output_dir)
         self.run: Run = config.to_run(
-            checked, digest=info.digest, in_features=info.in_features, n_classes=10, n_train=info.n_train, device="cpu"
+            checked, digest=info.digest, in_features=info.in_features, n_classes=10, n_train=info.n_train, device=device
         )
         self.output_dir, self.folder = output_dir, Path(info.folder)
         self.spec, self.optimizer = json.loads(self.run.shape), json.loads(self.run.trunk)["optimizer"]
+        prepare_device(self.spec)
         self.split = Split.load(self.folder, self.spec)
+
+    def training(self, seeds: Sequence[int], pictures: int) -> tuple[Training, Pack]:
+        """A pack of a member a seed, that trains on so many pictures."""
+        split = replace(self.split, train=self.split.train[:pictures])
+        model, device, size = self.spec["model"], self.spec["device"], len(seeds)
+        states = {seed: initial_state(seed, 784, 10, model) for seed in seeds}
+        pack = Pack(
+            [states[seed] for seed in seeds], activation="relu", dropout=0.0, device=device,
+            spaced=self.spec["folded"] and device == "cpu",
+        )  # fmt: skip
+        keys = [(seed, 0) for seed in seeds]
+        if self.spec["folded"]:
+            lr = torch.full((size, 1, 1), 0.01, device=device)
+            return Training(pack, None, lr, split, self.spec, keys), pack
+        own = PackOptimizer(pack.parameters, [self.optimizer] * size, [0.001] * size)
+        return Training(pack, own, None, split, self.spec, keys), pack
 
     def epoch_s(self, size: int, pictures: int) -> float:
         """Seconds of one member's epoch over so many pictures, in a pack of `size`, all with one seed."""
-        split = replace(self.split, train=self.split.train[:pictures])
-        model = self.spec["model"]
-        pack = Pack([initial_state(0, 784, 10, model)] * size, activation="relu", dropout=0.0, spaced=True)
-        if self.spec["folded"]:
-            training = Training(pack, None, torch.full((size, 1, 1), 0.01), split, self.spec, [(0, 0)] * size)
-        else:
-            own = PackOptimizer(pack.parameters, [self.optimizer] * size, [0.001] * size)
-            training = Training(pack, own, None, split, self.spec, [(0, 0)] * size)
+        training, _ = self.training([0] * size, pictures)
         started = time.perf_counter()
         training.epoch(0)
         return (time.perf_counter() - started) / size
