@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader
 from stagetree import config, data
 from stagetree.calibrate import measured
 from stagetree.epoch import Split, Training, prepare_device
-from stagetree.model import Pack, initial_state
-from stagetree.optimizer import PackOptimizer
+from stagetree.model import initial_state
 from stagetree.plan import Node, Run, StageTree
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -70,25 +69,16 @@ class Engine:
         prepare_device(self.spec)
         self.split = Split.load(self.folder, self.spec)
 
-    def training(self, seeds: Sequence[int], pictures: int) -> tuple[Training, Pack]:
+    def training(self, seeds: Sequence[int], pictures: int) -> Training:
         """A pack of a member a seed, that trains on so many pictures."""
         split = replace(self.split, train=self.split.train[:pictures])
-        model, device, size = self.spec["model"], self.spec["device"], len(seeds)
-        states = {seed: initial_state(seed, 784, 10, model) for seed in seeds}
-        pack = Pack(
-            [states[seed] for seed in seeds], activation="relu", dropout=0.0, device=device,
-            spaced=self.spec["folded"] and device == "cpu",
-        )  # fmt: skip
-        keys = [(seed, 0) for seed in seeds]
-        if self.spec["folded"]:
-            lr = torch.full((size, 1, 1), 0.01, device=device)
-            return Training(pack, None, lr, split, self.spec, keys), pack
-        own = PackOptimizer(pack.parameters, [self.optimizer] * size, [0.001] * size)
-        return Training(pack, own, None, split, self.spec, keys), pack
+        states = {seed: initial_state(seed, 784, 10, self.spec["model"]) for seed in seeds}
+        size, keys = len(seeds), [(seed, 0) for seed in seeds]
+        return Training([states[k] for k in seeds], [self.optimizer] * size, [0.001] * size, keys, split, self.spec)
 
     def epoch_s(self, size: int, pictures: int) -> float:
         """Seconds of one member's epoch over so many pictures, in a pack of `size`, all with one seed."""
-        training, _ = self.training([0] * size, pictures)
+        training = self.training([0] * size, pictures)
         started = time.perf_counter()
         training.epoch(0)
         return (time.perf_counter() - started) / size

@@ -73,14 +73,14 @@ def tutorial(batch_size: int) -> float:
 
 def lone(engine: Engine) -> float:
     """Epochs a second of one run with its data on the device, without a CUDA graph."""
-    training, _ = engine.training([0], PICTURES)
+    training = engine.training([0], PICTURES)
     training._step = training._advance
     return PICTURES / 60_000 / seconds(lambda: training.epoch(0), repeats=2)
 
 
 def packed(engine: Engine, size: int) -> float:
     """Members' epochs a second of a pack."""
-    training, _ = engine.training(range(size), PICTURES)
+    training = engine.training(range(size), PICTURES)
     training.epoch(0)  # records the graph
     return size * PICTURES / 60_000 / seconds(lambda: training.epoch(0), repeats=2)
 
@@ -94,10 +94,12 @@ def floor(engine: Engine, flops: float, bandwidth: float) -> float:
 
 def same_bits(engine: Engine, size: int) -> bool:
     """Whether a member of a pack ends with the bits that it has alone, on this device."""
-    alone, pack_of_one = engine.training([0], PICTURES)
-    together, pack = engine.training(range(size), PICTURES)
-    alone.epoch(0), together.epoch(0)
-    one, other = pack_of_one.state(0), pack.state(0)
+    states = []
+    for seeds in ([0], range(size)):
+        training = engine.training(seeds, PICTURES)
+        training.epoch(0)
+        states.append(training.pack.state(0))
+    one, other = states
     return all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stagetree import data
 from stagetree.capture import WARM_UP, Replayed
 from stagetree.epoch import Split, Training
-from stagetree.model import Pack, initial_state
-from stagetree.optimizer import CLASSES, PackOptimizer
+from stagetree.model import initial_state
+from stagetree.optimizer import CLASSES
 
 SEEDS = (0, 0, 1)
 CASES = [
@@ -31,19 +31,13 @@ def training(bench, optimizer, loss, device="cpu"):
     spec = json.loads(run.shape) | {"device": device}
     split = Split.load(Path(data.prepare(bench.config().dataset, bench.output_dir).folder), spec)
     split = replace(split, train=split.train[:100])
-    info, model = split.info, spec["model"]
-    states = [initial_state(seed, info.in_features, len(info.classes), model) for seed in SEEDS]
-    pack = Pack(states, activation=model["activation"], dropout=model["dropout"], device=device)
-    lr = own = None
-    if spec["folded"]:
-        lr = torch.full((3, 1, 1), 0.1, device=device)
-    else:
-        own = PackOptimizer(pack.parameters, [json.loads(run.trunk)["optimizer"]] * 3, [0.1, 0.01, 0.001])
-    return Training(pack, own, lr, split, spec, [(seed, 0) for seed in SEEDS]), pack
+    states = [initial_state(seed, split.info.in_features, len(split.info.classes), spec["model"]) for seed in SEEDS]
+    settings = [json.loads(run.trunk)["optimizer"]] * 3
+    return Training(states, settings, [0.1, 0.01, 0.001], [(seed, 0) for seed in SEEDS], split, spec)
 
 
-def outcome(trained, pack, epochs=3):
-    return [trained.epoch(epoch) for epoch in range(epochs)], [pack.state(k) for k in range(3)]
+def outcome(trained, epochs=3):
+    return [trained.epoch(epoch) for epoch in range(epochs)], [trained.pack.state(k) for k in range(3)]
 
 
 def same(one, other):
@@ -53,8 +47,8 @@ def same(one, other):
 @pytest.mark.parametrize("optimizer", CASES, ids=str)
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss["name"])
 def test_a_replayed_step_gives_the_same_bits(bench, optimizer, loss):
-    metrics, weights = outcome(*training(bench, optimizer, loss))
-    trained, pack = training(bench, optimizer, loss)
+    metrics, weights = outcome(training(bench, optimizer, loss))
+    trained = training(bench, optimizer, loss)
     recorded = Counter()
 
     def record(step):
@@ -66,7 +60,7 @@ def test_a_replayed_step_gives_the_same_bits(bench, optimizer, loss):
         return replay
 
     trained._step = Replayed(trained._advance, record)
-    again = outcome(trained, pack)
+    again = outcome(trained)
     assert again[0] == metrics
     assert same(again[1], weights)
     # of 3 x 7 minibatches 3 are smaller, and the first ones of the others warm up
@@ -74,8 +68,8 @@ def test_a_replayed_step_gives_the_same_bits(bench, optimizer, loss):
 
 
 def test_what_cannot_be_recorded_is_trained_without_and_told_once(bench):
-    metrics, weights = outcome(*training(bench, CASES[0], LOSSES[0]))
-    trained, pack = training(bench, CASES[0], LOSSES[0])
+    metrics, weights = outcome(training(bench, CASES[0], LOSSES[0]))
+    trained = training(bench, CASES[0], LOSSES[0])
 
     def record(step):
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -83,7 +77,7 @@ def test_what_cannot_be_recorded_is_trained_without_and_told_once(bench):
     trained._step = Replayed(trained._advance, record)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        again = outcome(trained, pack)
+        again = outcome(trained)
     assert again[0] == metrics
     assert same(again[1], weights)
     assert [str(w.message) for w in told] == [
@@ -106,7 +100,7 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("optimizer", CASES[:2], ids=str)
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss["name"])
 def test_nothing_in_a_step_waits_for_the_device_or_draws_at_random(bench, optimizer, loss):
-    trained, _ = training(bench, optimizer, loss)
+    trained = training(bench, optimizer, loss)
     seen = []
 
     def record(step):
@@ -126,18 +120,18 @@ def test_nothing_in_a_step_waits_for_the_device_or_draws_at_random(bench, optimi
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", [{"name": name} for name in CLASSES] + CASES[1:], ids=str)
 def test_a_cuda_graph_gives_what_single_kernels_give(bench, optimizer):
-    trained, pack = training(bench, optimizer, LOSSES[0], "cuda")
-    plain, other = training(bench, optimizer, LOSSES[0], "cuda")
+    trained = training(bench, optimizer, LOSSES[0], "cuda")
+    plain = training(bench, optimizer, LOSSES[0], "cuda")
     plain._step = plain._advance
-    metrics, weights = outcome(trained, pack)
-    again, expected = outcome(plain, other)
+    metrics, weights = outcome(trained)
+    again, expected = outcome(plain)
     assert metrics == again
     assert same(weights, expected)
 
 
 @pytest.mark.gpu
 def test_plain_sgd_is_replayed_on_a_gpu(bench):
-    trained, _ = training(bench, CASES[0], LOSSES[0], "cuda")
+    trained = training(bench, CASES[0], LOSSES[0], "cuda")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained.epoch(0)
@@ -146,8 +140,8 @@ def test_plain_sgd_is_replayed_on_a_gpu(bench):
 
 @pytest.mark.gpu
 def test_a_gpu_agrees_with_the_cpu_to_rounding(bench):
-    metrics, _ = outcome(*training(bench, CASES[0], LOSSES[0]), epochs=1)
-    gpu, _ = outcome(*training(bench, CASES[0], LOSSES[0], "cuda"), epochs=1)
+    metrics, _ = outcome(training(bench, CASES[0], LOSSES[0]), epochs=1)
+    gpu, _ = outcome(training(bench, CASES[0], LOSSES[0], "cuda"), epochs=1)
     # dropout masks are drawn by another generator there: only the size of the loss is compared
     for one, other in zip(metrics[0], gpu[0], strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=0.2)

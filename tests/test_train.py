@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import torch
 
 from stagetree import checkpoint
 from stagetree import train as train_module
@@ -203,3 +204,17 @@ def test_an_error_in_one_member_is_found_inside_its_pack(bench, monkeypatch):
 
 def test_nothing_finished_is_an_empty_set(bench):
     assert checkpoint.finished(bench.checkpoints) == Finished()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[:3], ids=lambda o: "-".join(map(str, o.values())))
+def test_bfloat16_learns_what_float32_does_with_float32_weights(bench, optimizer):
+    figures = {}
+    for precision in ("float32", "bfloat16"):
+        run = bench.run(optimizer=optimizer, schedule={"stages": [[6, 0.05]]}, trainer__precision=precision)
+        bench.train(run)
+        record, weights, _ = checkpoint.load(bench.checkpoints, run.uid)
+        assert {value.dtype for value in weights.values()} == {torch.float32}
+        figures[precision] = [line["train/loss"] for line in record.history if line["epoch"]]
+    assert figures["bfloat16"] != figures["float32"]
+    assert figures["bfloat16"][:3] == pytest.approx(figures["float32"][:3], rel=0.05)  # then they part
+    assert figures["bfloat16"][-1] < figures["bfloat16"][0]

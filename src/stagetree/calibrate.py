@@ -8,12 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from stagetree import speed
 from stagetree.epoch import Split, Training, evaluate, never, prepare_device
 from stagetree.model import Pack, initial_state
-from stagetree.optimizer import PackOptimizer
 from stagetree.plan import Node
 from stagetree.speed import SLOW_S, Speed
 
@@ -54,30 +51,20 @@ def _measure(
     split: Split, spec: Mapping, optimizer: Mapping, wanted: int, known: Speed | None, check: Callable[[], None]
 ) -> Speed:
     """Double the pack as long as that pays and there are members for it."""
+    few = replace(split, train=split.train[: STEPS * spec["batch_size"]])
+    state = initial_state(0, split.info.in_features, len(split.info.classes), spec["model"])
+
+    def training(size: int) -> Training:
+        keys = [(seed, 0) for seed in range(size)]
+        return Training([state] * size, [optimizer] * size, [LR] * size, keys, few, spec)
+
     if known is None:
-        training, pack = _training(split, spec, optimizer, 1)
-        known = Speed({1: _step_s(training, check)}, _picture_s(pack, split, spec, check))
+        alone = training(1)
+        known = Speed({1: _step_s(alone, check)}, _picture_s(alone.pack, split, spec, check))
     while not known.decides(wanted):
         size = 2 * max(known.steps)
-        training, _ = _training(split, spec, optimizer, size)
-        known = replace(known, steps={**known.steps, size: _step_s(training, check)})
+        known = replace(known, steps={**known.steps, size: _step_s(training(size), check)})
     return known
-
-
-def _training(split: Split, spec: Mapping, optimizer: Mapping, size: int) -> tuple[Training, Pack]:
-    """A pack of members with a seed each at work."""
-    split = replace(split, train=split.train[: STEPS * spec["batch_size"]])
-    model, device = spec["model"], spec["device"]
-    state = initial_state(0, split.info.in_features, len(split.info.classes), model)
-    pack = Pack(
-        [state] * size, activation=model["activation"], dropout=model["dropout"], device=device,
-        spaced=spec["folded"] and device == "cpu",
-    )  # fmt: skip
-    keys = [(seed, 0) for seed in range(size)]
-    if spec["folded"]:
-        return Training(pack, None, torch.full((size, 1, 1), LR, device=device), split, spec, keys), pack
-    own = PackOptimizer(pack.parameters, [optimizer] * size, [LR] * size)
-    return Training(pack, own, None, split, spec, keys), pack
 
 
 def _step_s(training: Training, check: Callable[[], None]) -> float:

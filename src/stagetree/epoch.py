@@ -12,7 +12,7 @@ from torch import Tensor
 from stagetree import data
 from stagetree.capture import Replayed, record_cuda
 from stagetree.config import InputError
-from stagetree.model import Layer, Pack, loss_gradient, loss_sums
+from stagetree.model import Layer, Pack, State, loss_gradient, loss_sums
 from stagetree.optimizer import PackOptimizer
 
 
@@ -116,29 +116,40 @@ class Training:
     On a CUDA device the whole step, optimizer included, is replayed as a CUDA graph where it can be.
 
     Args:
-        pack: the members.
-        optimizer: `None` with `lr` given: plain SGD, folded into the backward pass.
-        lr: `(K, 1, 1)`, or `None` with an optimizer.
-        split: the data.
-        spec: what the members have in common.
+        states: each member's weights.
+        optimizers: each member's optimizer settings, of one name.
+        lrs: each member's.
         keys: each member's `(seed, first epoch)`; a seed and an epoch, counted from 0 over the whole schedule, decide
             the order of its minibatches and the dropout masks.
+        split: the data.
+        spec: what the members have in common.
+
+    Attributes:
+        pack: the members.
+        optimizer: `None` for plain SGD, which is folded into the backward pass.
     """
 
     def __init__(
-        self, pack: Pack, optimizer: PackOptimizer | None, lr: Tensor | None, split: Split, spec: Mapping,
-        keys: Sequence[tuple[int, int]],
+        self, states: Sequence[State], optimizers: Sequence[Mapping], lrs: Sequence[float],
+        keys: Sequence[tuple[int, int]], split: Split, spec: Mapping,
     ):  # fmt: skip
-        self._pack, self._optimizer, self._lr, self._split, self._spec = pack, optimizer, lr, split, spec
-        self._device = split.train.device
+        self._split, self._spec, self._device = split, spec, split.train.device
+        folded, model = spec["folded"], spec["model"]
+        # torch.optim's fused kernels take contiguous weights only
+        spaced = folded and self._device.type == "cpu"
+        self.pack = Pack(
+            states, activation=model["activation"], dropout=model["dropout"], device=self._device, spaced=spaced
+        )
+        self._lr = torch.tensor(lrs, device=self._device)[:, None, None] if folded else None
+        self.optimizer = None if folded else PackOptimizer(self.pack.parameters, optimizers, lrs)
         self._keys = list(dict.fromkeys(keys))  # members with equal keys see the same minibatches and masks
         self._members = [self._keys.index(key) for key in keys]
         self._orders = self._keys if spec["shuffle"] else self._keys[:1]
         self._owner = torch.tensor(self._members, device=self._device)
-        self._sums = _Sums(len(pack), self._device)
+        self._sums = _Sums(len(states), self._device)
         self._step: Callable[..., None] = self._advance
         self._stream = None
-        if self._device.type == "cuda" and (optimizer is None or optimizer.capturable):
+        if self._device.type == "cuda" and (folded or self.optimizer.capturable):
             self._step = Replayed(self._advance, record_cuda)
             self._stream = torch.cuda.Stream(self._device)
 
@@ -166,7 +177,7 @@ class Training:
             for first in range(0, orders.shape[1], self._spec["batch_size"]):
                 check()
                 rows = orders[:, first : first + self._spec["batch_size"]]
-                self._step(rows, *self._pack.masks(rows.shape[1], generators))
+                self._step(rows, *self.pack.masks(rows.shape[1], generators))
         return self._sums.means("train", orders.shape[1])
 
     @torch.no_grad()
@@ -174,17 +185,17 @@ class Training:
         """Train on one minibatch of each member: rows `(orders, b)`."""
         x, y = self._split.batch(rows, self._spec)
         if len(self._orders) == 1:
-            x, y = x.expand(len(self._pack), -1, -1), y.expand(len(self._pack), -1)
-        elif len(self._orders) < len(self._pack):
+            x, y = x.expand(len(self.pack), -1, -1), y.expand(len(self.pack), -1)
+        elif len(self._orders) < len(self.pack):
             x, y = x[self._owner], y[self._owner]
         tape: list[Layer] = []
         with _precision(self._spec):
-            logits = self._pack.forward(x, masks=masks, tape=tape)
+            logits = self.pack.forward(x, masks=masks, tape=tape)
         loss, weight, grad = loss_gradient(logits.float(), y, self._spec["loss"])
         with _precision(self._spec):
-            grads = self._pack.backward(tape, grad.to(logits.dtype), self._lr)
-        if self._optimizer is not None:
-            self._optimizer.step(grads)
+            grads = self.pack.backward(tape, grad.to(logits.dtype), self._lr)
+        if self.optimizer is not None:
+            self.optimizer.step(grads)
         self._sums.add(logits, y, loss, weight)
 
     @contextlib.contextmanager

@@ -93,7 +93,13 @@ class Pack:
     """
 
     def __init__(
-        self, states: Sequence[State], *, activation: str, dropout: float, device: str = "cpu", spaced: bool = False
+        self,
+        states: Sequence[State],
+        *,
+        activation: str,
+        dropout: float,
+        device: torch.device | str = "cpu",
+        spaced: bool = False,
     ):
         # by layer, the weight before the bias, whatever order a file gave them
         self.names = sorted(states[0], key=lambda name: (int(name.split(".")[0]), name.endswith("bias")))

@@ -11,15 +11,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from stagetree import checkpoint
 from stagetree.calibrate import measured
 from stagetree.claims import Claims, store_claims
 from stagetree.epoch import Split, Training, evaluate, never, prepare_device
 from stagetree.events import EventLog
-from stagetree.model import Pack, State, initial_state
-from stagetree.optimizer import PackOptimizer
+from stagetree.model import State, initial_state
 from stagetree.plan import Node, Stage, prefix_uid
 from stagetree.stopping import Stopped
 from stagetree.unit import Settings
@@ -154,21 +151,13 @@ class _Members:
             self.histories.append(history)
             weights.append(weight)
             states.append(state)
-        activation, dropout = spec["model"]["activation"], spec["model"]["dropout"]
-        # torch.optim's fused kernels take contiguous weights only
-        spaced = spec["folded"] and spec["device"] == "cpu"
-        self.pack = Pack(weights, activation=activation, dropout=dropout, device=spec["device"], spaced=spaced)
-        lr = self._optimizer = None
-        lrs = [node.lr for node in nodes]
-        if spec["folded"]:
-            lr = torch.tensor(lrs, device=spec["device"])[:, None, None]
-        else:
-            settings = [json.loads(node.trunk)["optimizer"] for node in nodes]
-            self._optimizer = PackOptimizer(self.pack.parameters, settings, lrs)
+        settings = [json.loads(node.trunk)["optimizer"] for node in nodes]
+        keys = [(seed, node.first_epoch) for node, seed in zip(nodes, seeds, strict=True)]
+        self._training = Training(weights, settings, [node.lr for node in nodes], keys, split, spec)
+        self.pack, self._optimizer = self._training.pack, self._training.optimizer
+        if self._optimizer:
             for k, state in enumerate(states):
                 self._optimizer.load(k, state)
-        keys = [(seed, node.first_epoch) for node, seed in zip(nodes, seeds, strict=True)]
-        self._training = Training(self.pack, self._optimizer, lr, split, spec, keys)
 
     def _start(self, node: Node, seed: int) -> tuple[list, State, State]:
         """History, weights and optimizer state that a node starts from."""
