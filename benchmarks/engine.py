@@ -62,7 +62,7 @@ class Engine:
         checked = config.check(values)
         info = data.prepare(checked.dataset, output_dir)
         self.run: Run = config.to_run(
-            checked, digest=info.digest, in_features=info.in_features, n_classes=10, n_train=info.n_train, device=device
+            checked, digest=info.digest, in_features=info.in_features, n_classes=10, device=device
         )
         self.output_dir, self.folder = output_dir, Path(info.folder)
         self.spec, self.optimizer = json.loads(self.run.shape), json.loads(self.run.trunk)["optimizer"]

@@ -66,9 +66,8 @@ class Bench:
         made = self.config(**changes)
         info = data.prepare(made.dataset, self.output_dir)
         return config.to_run(
-            made, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes), n_train=info.n_train,
-            device="cpu",
-        )  # fmt: skip
+            made, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes), device="cpu"
+        )
 
     def train(self, *runs: Run, share: bool = True, **settings) -> list[dict]:
         """Train what is not finished, and return the events of doing so."""

@@ -135,7 +135,7 @@ def test_parameters_are_counted():
 
 
 def uid(values, digest="00", device="cpu"):
-    run = config.to_run(check(values), digest=digest, in_features=64, n_classes=10, n_train=1437, device=device)
+    run = config.to_run(check(values), digest=digest, in_features=64, n_classes=10, device=device)
     return run.uid
 
 

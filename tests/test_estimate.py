@@ -16,7 +16,7 @@ STEPS = 8  # of an epoch: 80 pictures by 10
 
 
 def seconds(runs, workers=1, pack_size="auto", speeds=None):
-    waves = cut_waves(StageTree.build(runs), workers)
+    waves = cut_waves(StageTree.build(runs), workers, {SHAPE: 1.0})
     return estimate.seconds(waves, {SHAPE: SPEED} if speeds is None else speeds, {"d": INFO}, pack_size)
 
 
@@ -47,3 +47,17 @@ def test_a_shared_prefix_counts_once():
 def test_nothing_to_train_takes_no_time_and_what_was_never_measured_is_unknown():
     assert seconds([]) == 0
     assert seconds([run("a", (1, 0.1))], speeds={}) is None
+
+
+def test_work_is_divided_by_seconds_where_all_shapes_were_measured():
+    wide = SHAPE.replace("10", "20")
+    assert estimate.epoch_costs([SHAPE, wide, SHAPE], {SHAPE: SPEED, wide: SPEED}, {"d": INFO}) == {
+        SHAPE: STEPS * 2.5 / 4,
+        wide: STEPS / 2 * 2.5 / 4,
+    }
+
+
+def test_work_is_divided_by_what_is_multiplied_where_they_were_not():
+    plain = json.dumps({"data": "d", "n_params": 7, "folded": True})
+    adam = json.dumps({"data": "d", "n_params": 7, "folded": False})
+    assert estimate.epoch_costs([plain, adam], {plain: SPEED}, {"d": INFO}) == {plain: 700, adam: 1050}

@@ -7,11 +7,18 @@ from itertools import product
 
 import pytest
 
-from stagetree.plan import Finished, Node, Run, Stage, StageTree, cut_waves, even_packs, next_pack, prefix_uid
+from stagetree import plan
+from stagetree.plan import Finished, Node, Run, Stage, StageTree, even_packs, next_pack, prefix_uid
 
 
 def run(*stages, trunk="t", shape="s"):
     return Run(trunk=f'"{trunk}"', shape=f'"{shape}"', stages=tuple(Stage(*stage) for stage in stages))
+
+
+def cut_waves(tree, workers, **epoch_cost):
+    """An epoch of any shape costs 1 unless told otherwise."""
+    costs = {node.shape: epoch_cost.get(node.shape.strip('"'), 1.0) for node in tree.walk()}
+    return plan.cut_waves(tree, workers, costs)
 
 
 def lines(tree):
@@ -181,6 +188,12 @@ def test_units_keep_equal_shapes_together():
     runs = grid(4, 2, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 9)]
     (wave,) = cut_waves(StageTree.build(runs), 2)
     assert [{root.shape for root in unit} for unit in wave] == [{'"s"'}, {'"v"'}]
+
+
+def test_workers_get_equal_work_not_equal_counts():
+    runs = grid(6, 1, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 4)]
+    (wave,) = cut_waves(StageTree.build(runs), 2, s=1, v=3)
+    assert [len(unit) for unit in wave] == [6, 3]
 
 
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():

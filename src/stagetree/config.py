@@ -459,7 +459,7 @@ class Config(Frozen):
 # ---------------------------------------------------------------- identity
 
 
-def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, n_train: int, device: str) -> Run:
+def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, device: str) -> Run:
     """Separate what decides the numbers (the trunk and the stages) from what does not.
 
     Args:
@@ -467,7 +467,6 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, n_t
         digest: of the data's content.
         in_features: of one picture.
         n_classes: of the data.
-        n_train: pictures in the training set, before validation is held out.
         device: what `auto` stands for here, at the most specific.
     """
     plain = config.model_dump(mode="json")
@@ -491,7 +490,6 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, n_t
         trunk=canonical_json({**shape, "optimizer": optimizer, "seed": config.seed}),
         shape=canonical_json({**shape, "optimizer": optimizer["name"], "folded": folded}),
         stages=config.schedule.stages,
-        epoch_cost=float(n_params * n_train),
     )
 
 

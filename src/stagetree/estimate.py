@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from stagetree.data import DataInfo, val_count
 from stagetree.plan import Node, Unit, even_packs
@@ -11,6 +11,28 @@ from stagetree.speed import Speed
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
+
+
+UNFOLDED = 1.5
+"""Cost of an optimizer's step on the weights, as a factor, for shapes that were not measured."""
+
+
+def epoch_costs(shapes: Iterable[str], speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo]) -> dict[str, float]:
+    """Work of a member's epoch of each shape, for dividing it between workers.
+
+    In seconds if all shapes were measured; else by what is multiplied, in any unit.
+    """
+    specs = {shape: json.loads(shape) for shape in set(shapes)}
+    if specs.keys() <= speeds.keys():
+        bests = {shape: speeds[shape].best for shape in specs}
+        return {
+            shape: _steps(spec, infos) * speeds[shape].step(bests[shape]) / bests[shape]
+            for shape, spec in specs.items()
+        }
+    return {
+        shape: spec["n_params"] * infos[spec["data"]].n_train * (1.0 if spec["folded"] else UNFOLDED)
+        for shape, spec in specs.items()
+    }
 
 
 def seconds(
@@ -50,10 +72,18 @@ def _unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInf
 
 
 def _pack_s(spec: Mapping, epochs: int, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
-    info = infos[spec["data"]]
-    n_val = val_count(info.n_train, spec["val_size"]) if spec["val_size"] else 0
-    steps = math.ceil((info.n_train - n_val) / spec["batch_size"])
-    k = len(members)
+    info, k = infos[spec["data"]], len(members)
+    n_val = _n_val(spec, info)
     evaluated = n_val * (epochs + any(node.parent is None for node in members))
     evaluated += info.n_test * any(node.final for node in members)
-    return epochs * steps * own.step(k) + evaluated * k * own.picture_s
+    return epochs * _steps(spec, infos) * own.step(k) + evaluated * k * own.picture_s
+
+
+def _n_val(spec: Mapping, info: DataInfo) -> int:
+    return val_count(info.n_train, spec["val_size"]) if spec["val_size"] else 0
+
+
+def _steps(spec: Mapping, infos: Mapping[str, DataInfo]) -> int:
+    """Minibatches of an epoch."""
+    info = infos[spec["data"]]
+    return math.ceil((info.n_train - _n_val(spec, info)) / spec["batch_size"])

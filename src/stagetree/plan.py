@@ -50,8 +50,6 @@ class Run:
     shape: str
     """Canonical JSON of what runs must have in common to train side by side."""
     stages: Stages
-    epoch_cost: float = 1.0
-    """Work of one epoch, in any unit that all runs of the sweep share."""
 
     @cached_property
     def uid(self) -> str:
@@ -74,7 +72,6 @@ class Node:
     """Trained here, the last ones of `stages[-1]`; 0: only the final figures are missing."""
     final: bool
     """Whether a run ends here, so that it is evaluated on the test set."""
-    cost: float
     children: tuple["Node", ...] = ()
 
     @property
@@ -98,13 +95,9 @@ class Node:
             yield node
             stack.extend(reversed(node.children))
 
-    @cached_property
-    def subtree_cost(self) -> float:
-        return sum(node.cost for node in self.walk())
-
     def to_json(self) -> dict[str, Any]:
         """Plain values without the children; `from_json` reads them."""
-        names = ("uid", "parent", "trunk", "shape", "epochs", "final", "cost")
+        names = ("uid", "parent", "trunk", "shape", "epochs", "final")
         pairs = [[stage.epochs, stage.lr] for stage in self.stages]
         return {name: getattr(self, name) for name in names} | {"stages": pairs}
 
@@ -172,8 +165,7 @@ def _grow_stage(runs: Sequence[Run], prefix: Stages, done: int, parent: str | No
     longer = [run for run in runs if run.stages[depth].epochs > end]
     children = _grow(ending, stages, uid) + (_grow_stage(longer, prefix, end, uid) if longer else [])
     epochs, final = end - done, any(len(run.stages) == depth + 1 for run in ending)
-    cost = first.epoch_cost * epochs
-    return [Node(uid, parent, first.trunk, first.shape, stages, epochs, final, cost, tuple(children))]
+    return [Node(uid, parent, first.trunk, first.shape, stages, epochs, final, tuple(children))]
 
 
 def _remaining(node: Node, finished: Finished) -> list[Node]:
@@ -188,8 +180,7 @@ def _remaining(node: Node, finished: Finished) -> list[Node]:
     for left in range(node.epochs):
         uid = prefix_uid(node.trunk, (*prefix, Stage(stage.epochs - left, stage.lr)))
         if uid in finished.states:
-            cost = node.cost * left / node.epochs
-            return [replace(node, parent=uid, epochs=left, cost=cost, children=own), *others]
+            return [replace(node, parent=uid, epochs=left, children=own), *others]
     return [replace(node, children=own), *others]
 
 
@@ -216,7 +207,7 @@ def path_to(node: Node, finished: Finished) -> list[Node]:
 Unit = tuple[Node, ...]
 
 
-def cut_waves(tree: StageTree, workers: int) -> list[list[Unit]]:
+def cut_waves(tree: StageTree, workers: int, epoch_cost: Mapping[str, float]) -> list[list[Unit]]:
     """Give whole subtrees to units, at most one a worker, neighbours in shape together.
 
     A subtree that is more than one worker's share is cut at its first fork, and what is below goes to the next wave.
@@ -224,18 +215,25 @@ def cut_waves(tree: StageTree, workers: int) -> list[list[Unit]]:
     Args:
         tree: what is to be trained.
         workers: units that run at a time, at least 1.
+        epoch_cost: work of an epoch of each shape, in any unit.
     """
+
+    def cost(root: Node) -> float:
+        return sum(node.epochs * epoch_cost[node.shape] for node in root.walk())
+
     waves, pending = [], list(tree.roots)
     while pending:
-        share = sum(root.subtree_cost for root in pending) / workers
-        now, later = [], []
+        costs = {root.uid: cost(root) for root in pending}
+        share = sum(costs.values()) / workers
+        now: list[tuple[Node, float]] = []
+        later: list[Node] = []
         for root in pending:
             trunk, below = _first_fork(root)
-            if root.subtree_cost > share and len(below) > 1:
-                now.append(trunk)
+            if costs[root.uid] > share and len(below) > 1:
+                now.append((trunk, cost(trunk)))
                 later += below
             else:
-                now.append(root)
+                now.append((root, costs[root.uid]))
         waves.append(_balance(now, workers))
         pending = later
     return waves
@@ -252,16 +250,16 @@ def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
     return top, below
 
 
-def _balance(roots: Sequence[Node], workers: int) -> list[Unit]:
-    """Slice the roots, sorted by shape so that packs stay together, into units of about equal cost."""
-    ordered = sorted(roots, key=lambda node: (node.shape, node.epochs, node.trunk, node.stages))
-    share = sum(node.subtree_cost for node in ordered) / workers or 1.0
+def _balance(roots: Sequence[tuple[Node, float]], workers: int) -> list[Unit]:
+    """Slice the roots, with their costs, sorted by shape so that packs stay together, into units of equal cost."""
+    ordered = sorted(roots, key=lambda root: (root[0].shape, root[0].epochs, root[0].trunk, root[0].stages))
+    share = sum(cost for _, cost in ordered) / workers or 1.0
     slices: dict[int, list[Node]] = {}
     before = 0.0
-    for node in ordered:
-        place = min(int((before + node.subtree_cost / 2) / share), workers - 1)
+    for node, cost in ordered:
+        place = min(int((before + cost / 2) / share), workers - 1)
         slices.setdefault(place, []).append(node)
-        before += node.subtree_cost
+        before += cost
     return [tuple(members) for _, members in sorted(slices.items())]
 
 

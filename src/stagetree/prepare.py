@@ -131,7 +131,7 @@ def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
         info = prepared[job.config.dataset]
         run = to_run(
             job.config, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes),
-            n_train=info.n_train, device=resolve_device(job.config.trainer.device),
+            device=resolve_device(job.config.trainer.device),
         )  # fmt: skip
         runs.setdefault(run.uid, run)
         kept.setdefault(run.uid, job)
@@ -145,7 +145,8 @@ def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
     entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole)
     by_digest = {info.digest: info for info in prepared.values()}
     speeds = _speeds(tree, output_dir, by_digest, workers if measure else 0)
-    return Plan(jobs, runs, entries, whole, tree, cut_waves(tree, workers), by_digest, config, speeds)
+    waves = cut_waves(tree, workers, estimate.epoch_costs((node.shape for node in tree.walk()), speeds, by_digest))
+    return Plan(jobs, runs, entries, whole, tree, waves, by_digest, config, speeds)
 
 
 def _speeds(
