@@ -11,12 +11,12 @@ import stagetree
 
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
-    {"plan", "model", "claims", "capture"},
+    {"plan", "model", "loss", "claims", "capture"},
     {"config", "stopping"},
     {"checkpoint", "events"},
     {"datasets", "speed"},
     {"data"},
-    {"optimizer", "describe", "unit"},
+    {"optimizer", "describe", "drawing", "unit"},
     {"epoch", "estimate"},
     {"calibrate"},
     {"train"},
@@ -25,7 +25,7 @@ ROOMS = [
     {"report"},
     {"tracking"},
     {"tail"},
-    {"compose", "launch", "ui"},
+    {"compose", "launch", "ui", "watch"},
     {"prepare"},
     {"sweep", "pictures"},
     {"cli"},

@@ -114,7 +114,7 @@ def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):
 def test_an_unknown_command_is_named_with_the_nearest(command, capsys):
     assert command("trian", "seed=1") == 1
     assert capsys.readouterr().err == (
-        "stagetree: there is no command 'trian', expected one of train, sweep, plan, report, ui, data, predict; "
+        "stagetree: there is no command 'trian', expected one of train, sweep, plan, watch, report, ui, data, predict; "
         "did you mean train?\n"
     )
 
@@ -333,7 +333,7 @@ def test_the_version_is_the_packages():
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("stagetree ", ["train", "sweep", "plan", "report", "ui", "data", "predict"]),
+        ("stagetree ", ["train", "sweep", "plan", "watch", "report", "ui", "data", "predict"]),
         ("stagetree s", ["sweep"]),
         ("stagetree report --m", ["--metric"]),
         (

@@ -151,7 +151,7 @@ DECIDES_NOT = {
     "trainer__pack_size": 3, "trainer__share_prefixes": False, "trainer__fresh": True, "trainer__workers": 4,
     "trainer__test_every_epoch": True, "trainer__checkpoint_every_s": 1.0, "trainer__device": "cpu",
     "tracking__experiment": "other", "tracking__uri": "http://127.0.0.1:1", "report__top": 3, "ui__port": 1,
-    "output_dir": "elsewhere",
+    "output_dir": "elsewhere", "quiet": True,
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stagetree.model import ACTIVATIONS, Pack, initial_state, loss_gradient, loss_sums, sequential
+from stagetree.loss import loss_gradient, loss_sums
+from stagetree.model import ACTIVATIONS, Pack, initial_state, sequential
 from stagetree.optimizer import CLASSES, PackOptimizer
 
 MODEL = {"hidden_sizes": [6, 5], "activation": "tanh", "dropout": 0.0}
@@ -138,33 +139,6 @@ def test_optimizer_state_survives_saving_and_loading(name, seed):
     step(pack, optimizer, *last)
     step(copy, resumed, *last)
     assert all(torch.equal(a, b) for a, b in zip(pack.parameters, copy.parameters, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("loss", "reference"),
-    [
-        ({"name": "cross_entropy", "class_weights": []}, nn.CrossEntropyLoss()),
-        (
-            {"name": "cross_entropy", "class_weights": [], "label_smoothing": 0.1},
-            nn.CrossEntropyLoss(label_smoothing=0.1),
-        ),
-        (
-            {"name": "cross_entropy", "class_weights": [1.0, 2.0, 0.5, 3.0], "label_smoothing": 0.1},
-            nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5, 3.0]), label_smoothing=0.1),
-        ),
-        ({"name": "nll", "class_weights": [1.0, 2.0, 0.5, 3.0]}, nn.NLLLoss(torch.tensor([1.0, 2.0, 0.5, 3.0]))),
-        ({"name": "mse"}, nn.MSELoss()),
-    ],
-    ids=lambda value: str(value)[:40],
-)  # fmt: skip
-def test_losses_are_those_of_torch(loss, reference):
-    logits = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 4, (3, 8), generator=torch.Generator().manual_seed(1))
-    total, weight = loss_sums(logits, labels, loss)
-    for k in range(3):
-        outputs = logits[k].log_softmax(-1) if loss["name"] == "nll" else logits[k]
-        target = F.one_hot(labels[k], 4).float() if loss["name"] == "mse" else labels[k]
-        torch.testing.assert_close((total / weight)[k], reference(outputs, target), **CLOSE)
 
 
 def test_dropout_masks_follow_the_generators_and_keep_the_mean():

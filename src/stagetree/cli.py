@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 HELP = """\
 usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
 
-  train    train one run (--fresh)
-  sweep    train a grid: values separated by commas, shared schedule prefixes once (--fresh)
+  train    train one run (--fresh --quiet)
+  sweep    train a grid: values separated by commas, shared schedule prefixes once (--fresh --quiet)
   plan     say what a sweep would train, and train nothing (--json)
+  watch    show the progress of a sweep that runs elsewhere
   report   rank the runs (--metric test_acc --top 20 --group-by seed --output leaderboard.csv)
   ui       open MLflow's user interface (--port 5000)
   data     say what a data set holds, and draw sample pictures
@@ -35,9 +36,10 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   eval "$(stagetree -sc install=bash)"  completion for this shell (also zsh, fish)
 """
 OPTIONS = {
-    "train": {"fresh": "trainer.fresh"},
-    "sweep": {"fresh": "trainer.fresh"},
+    "train": {"fresh": "trainer.fresh", "quiet": "quiet"},
+    "sweep": {"fresh": "trainer.fresh", "quiet": "quiet"},
     "plan": {"fresh": "trainer.fresh"},
+    "watch": {},
     "report": {
         "metric": "report.metric",
         "top": "report.top",
@@ -51,7 +53,7 @@ OPTIONS = {
 """For each command, options that are another way to write an override."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: 1 for tracebacks."""
-SWITCHES = {"fresh"}
+SWITCHES = {"fresh", "quiet"}
 """Options without a value: they stand for `true`."""
 
 
@@ -295,9 +297,7 @@ def _train(cfg: "DictConfig") -> float:
             raise FailedRunError(outcome.text)
     else:
         outcome = _train_one(cfg)
-        print(outcome.text)
-        if outcome.exit_code:
-            sys.exit(outcome.exit_code)
+        _conclude(outcome)
     return outcome.objective
 
 
@@ -326,6 +326,8 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     """
     import json
 
+    from rich.console import Console
+
     from stagetree import prepare, sweep
     from stagetree.compose import compose_grid
     from stagetree.config import InputError
@@ -337,7 +339,10 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     workers = count_workers(config, jobs[0].config.trainer.workers)
     if mode != "train":
         plan = prepare.plan(jobs, workers=workers, measure=True)
-        print(plan.text() if mode == "plan" else json.dumps(plan.as_dict(), indent=2))
+        if mode == "plan":
+            plan.show(Console())
+        else:
+            print(json.dumps(plan.as_dict(), indent=2))
         return None
     launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
     try:
@@ -345,10 +350,23 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     except KeyboardInterrupt:
         end_idle_workers()
         raise
-    print(outcome.text)
+    _conclude(outcome)
+    return outcome.objective
+
+
+def _conclude(outcome: "Outcome") -> None:
+    """Print what there is to say, and exit unless all is well."""
+    if outcome.text:
+        print(outcome.text)
     if outcome.exit_code:
         sys.exit(outcome.exit_code)
-    return outcome.objective
+
+
+def _watch(cfg: "DictConfig") -> None:
+    from stagetree.compose import checked
+    from stagetree.watch import watch
+
+    watch(Path(checked(cfg).output_dir).resolve())
 
 
 def _report(cfg: "DictConfig") -> None:
@@ -392,6 +410,7 @@ TASKS = {
     "train": _train,
     "sweep": _train,
     "plan": _train,
+    "watch": _watch,
     "report": _report,
     "ui": _ui,
     "data": _data,

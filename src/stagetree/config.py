@@ -449,6 +449,8 @@ class Config(Frozen):
     """Of initial weights, minibatch order and dropout."""
     output_dir: str
     """Folder of all outputs, relative to the folder in which the command runs."""
+    quiet: bool = False
+    """Tell of nothing but mistakes and failures."""
 
     @property
     def store_uri(self) -> str:

@@ -1,7 +1,7 @@
 """What people see of a run: MLflow's parameters, and a name that says what varies in the sweep."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ class RunEntry:
 
     uid: str
     name: str
+    trunk_name: str
+    """Its name without the schedule."""
     path: tuple[str, ...]
     """Uids of the states on its way, its own last."""
     params: Mapping[str, Any]
@@ -48,6 +50,7 @@ def describe(
         RunEntry(
             uid=uid,
             name=_name(params[uid], varying),
+            trunk_name=_name(params[uid], varying, without=("lrs", "epochs")),
             path=paths[uid],
             params=params[uid],
             config=configs[uid].model_dump(mode="json"),
@@ -109,10 +112,12 @@ _IN_NAMES = {"architecture", "optimizer", "lrs"}  # always named
 _NOT_IN_NAMES = {"hidden_sizes", "n_params", "n_layers", "epochs_total", "dataset_digest"}  # said by others
 
 
-def _name(params: Mapping[str, Any], varying: set[str]) -> str:
+def _name(params: Mapping[str, Any], varying: set[str], without: Sequence[str] = ()) -> str:
     """Short, as MLflow's table cuts names: `300 sgd lr 0.1>0.001 epochs 20>10 seed 2`."""
     words = []
     for key, value in params.items():
+        if key in without:
+            continue
         if key not in _IN_NAMES and (key not in varying or key in _NOT_IN_NAMES or key[-1].isdigit()):
             continue
         if key == "architecture":

@@ -12,7 +12,8 @@ from torch import Tensor
 from stagetree import data
 from stagetree.capture import Replayed, record_cuda
 from stagetree.config import InputError
-from stagetree.model import Layer, Pack, State, loss_gradient, loss_sums
+from stagetree.loss import loss_gradient, loss_sums
+from stagetree.model import Layer, Pack, State
 from stagetree.optimizer import PackOptimizer
 
 
@@ -212,5 +213,6 @@ class Training:
 
 def _precision(spec: Mapping):
     if spec["precision"] == "bfloat16":
-        return torch.autocast(spec["device"], torch.bfloat16)
+        # the weights change with each step: nothing of them may be kept, and a CUDA graph must not refer to it
+        return torch.autocast(spec["device"], torch.bfloat16, cache_enabled=False)
     return contextlib.nullcontext()

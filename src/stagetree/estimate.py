@@ -3,16 +3,18 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from stagetree.data import DataInfo, val_count
-from stagetree.plan import Node, Unit, even_packs
+from stagetree.plan import Node, StageTree, Unit, even_packs
 from stagetree.speed import Speed
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
 
 
+STATE_BYTES, RUN_BYTES = 2_000, 30_000
+"""Of files beside the weights: a state's record, and a run's artifacts and rows in MLflow's database."""
 UNFOLDED = 1.5
 """Cost of an optimizer's step on the weights, as a factor, for shapes that were not measured."""
 
@@ -56,23 +58,58 @@ def seconds(
     return START_S + total if total else 0.0
 
 
-def _unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
-    """Time a worker needs: nodes of one depth, shape and length form packs."""
-    total, level = 0.0, unit
+def largest_pack(waves: Sequence[Sequence[Unit]], speeds: Mapping[str, Speed], pack_size: int | str) -> int | None:
+    """Most members that will train side by side; `None` until all shapes were measured."""
+    levels = [level for wave in waves for unit in wave for level in _levels(unit)]
+    if any(shape not in speeds for shape, _ in levels):
+        return None
+    sizes = [min(len(members), _largest(speeds[shape], pack_size)) for shape, members in levels]
+    return max(sizes, default=0)
+
+
+def disk_bytes(tree: StageTree) -> int:
+    """Estimate what a sweep leaves on disk: states, and each run's weights once more among MLflow's artifacts."""
+    total = 0
+    for node in tree.walk():
+        weights = 4 * json.loads(node.shape)["n_params"]
+        total += STATE_BYTES + weights * (1 + _moments(json.loads(node.trunk)["optimizer"]))
+        total += (RUN_BYTES + weights) * node.final
+    return total
+
+
+def _moments(optimizer: Mapping) -> int:
+    """Tensors of the weights' size that an optimizer keeps."""
+    name, extra = optimizer["name"], bool(optimizer.get("momentum")) + bool(optimizer.get("centered"))
+    return {"sgd": 0, "rmsprop": 1, "adagrad": 1}.get(name, 2) + extra
+
+
+def _levels(unit: Unit) -> Iterator[tuple[str, list[Node]]]:
+    """Yield nodes that form packs, as workers find them: those of one depth, shape and length."""
+    level: Sequence[Node] = unit
     while level:
         groups: dict[tuple[str, int], list[Node]] = defaultdict(list)
         for node in level:
             groups[node.shape, node.epochs].append(node)
-        for (shape, epochs), members in groups.items():
-            own = speeds[shape]
-            largest = own.best if pack_size == "auto" else int(pack_size)
-            total += sum(_pack_s(json.loads(shape), epochs, pack, own, infos) for pack in even_packs(members, largest))
+        for (shape, _), members in groups.items():
+            yield shape, members
         level = [child for node in level for child in node.children]
-    return total
 
 
-def _pack_s(spec: Mapping, epochs: int, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
-    info, k = infos[spec["data"]], len(members)
+def _largest(own: Speed, pack_size: int | str) -> int:
+    return own.best if pack_size == "auto" else int(pack_size)
+
+
+def _unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
+    """Time a worker needs."""
+    return sum(
+        _pack_s(json.loads(shape), pack, speeds[shape], infos)
+        for shape, members in _levels(unit)
+        for pack in even_packs(members, _largest(speeds[shape], pack_size))
+    )
+
+
+def _pack_s(spec: Mapping, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
+    info, k, epochs = infos[spec["data"]], len(members), members[0].epochs
     n_val = _n_val(spec, info)
     evaluated = n_val * (epochs + any(node.parent is None for node in members))
     evaluated += info.n_test * any(node.final for node in members)

@@ -1,5 +1,6 @@
 """torch.optim on the members of a pack: each member keeps its own learning rate, settings and state."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ CLASSES = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
 }
-FUSED = {"sgd", "adam", "adamw", "adagrad"}  # torch.optim has these as one kernel
+FUSED = {"sgd", "adam", "adamw"}  # torch.optim has these as one kernel; on the CPU Adagrad too
 CAPTURABLE = {
     "adam",
     "adamw",
@@ -50,8 +51,11 @@ class PackOptimizer:
             for views, own, lr in zip(self.members, settings, lrs, strict=True)
         ]
         on_cuda = parameters[0].device.type == "cuda"
-        options = {"fused": True} if name in FUSED else {}
-        options |= {"capturable": True} if on_cuda and name in CAPTURABLE else {}
+        options = {"fused": True} if name in FUSED or (name == "adagrad" and not on_cuda) else {}
+        if on_cuda and name in CAPTURABLE:
+            options["capturable"] = True
+            # the steps before a graph is recorded are no mistake
+            warnings.filterwarnings("ignore", message=".*without CUDA graph capture")
         self.optimizer = CLASSES[name](groups, **options)
         self.capturable = on_cuda and (name in CAPTURABLE or name == "sgd")
         """Whether `step` can be part of a CUDA graph."""
@@ -78,6 +82,6 @@ class PackOptimizer:
         for key, value in state.items():
             index, name = key.split(".", 1)
             view = self.members[k][int(index)]
-            # torch.optim keeps step counts on the CPU, but for CUDA graphs
-            device = "cpu" if name == "step" and not self.capturable else view.device
+            # torch.optim keeps step counts and the like on the CPU, but for CUDA graphs
+            device = "cpu" if value.dim() == 0 and not self.capturable else view.device
             self.optimizer.state[view][name] = value.to(device, copy=True)

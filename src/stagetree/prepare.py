@@ -5,14 +5,16 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stagetree import checkpoint, data, estimate, speed
+from rich.console import Console
+
+from stagetree import checkpoint, data, drawing, estimate, speed
 from stagetree.compose import Job
 from stagetree.config import Config, InputError, to_run
 from stagetree.describe import RunEntry, describe
@@ -68,7 +70,9 @@ class Plan:
             "epochs_asked": self.epochs_asked,
             "epochs_distinct": self.whole.epochs,
             "epochs_to_train": self.tree.epochs,
+            "largest_pack": estimate.largest_pack(self.waves, self.speeds, self.config.trainer.pack_size),
             "estimated_seconds": self.seconds,
+            "estimated_bytes": estimate.disk_bytes(self.tree),
             "runs": [
                 {"uid": uid, "name": names[uid], "stages": _pairs(run), "finished": uid not in waiting}
                 for uid, run in self.runs.items()
@@ -77,11 +81,10 @@ class Plan:
                       for wave in self.waves],
         }  # fmt: skip
 
-    def text(self) -> str:
-        """The counts for people."""
+    def show(self, console: Console) -> None:
+        """Print counts, the tree of what is left, and what training it takes."""
         values = self.as_dict()
         to_train = len(self.runs) - values["finished"]
-        units = sum(map(len, self.waves))
         saved = 1 - self.whole.epochs / self.epochs_asked
         lines = [
             f"sweep {self.sweep_id}: {values['points']} points, {values['duplicates']} duplicates, "
@@ -89,11 +92,25 @@ class Plan:
             f"epochs: {self.epochs_asked} asked for, {self.whole.epochs} after sharing prefixes "
             f"({saved:.0%} saved), {self.tree.epochs} to train",
         ]
-        if units:
-            lines.append(f"units: {units} in {len(self.waves)} wave{'s' * (len(self.waves) > 1)}")
-            if values["estimated_seconds"] is not None:
-                lines[-1] += f", {duration(values['estimated_seconds'])} by what this machine was measured to train"
-        return "\n".join(lines)
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        if not self.tree.roots:
+            return
+        names = {root.trunk: entry.trunk_name for root, entry in self._first_entries()}
+        console.print(drawing.draw(self.tree, names), highlight=False)
+        units = sum(map(len, self.waves))
+        line = f"units: {units} in {len(self.waves)} wave{'s' * (len(self.waves) > 1)}"
+        if values["largest_pack"] is not None:
+            line += f", packs of up to {values['largest_pack']}"
+        line += f"; {size(values['estimated_bytes'])} on disk"
+        if values["estimated_seconds"] is not None:
+            line += f"; {duration(values['estimated_seconds'])}, by what this machine was measured to train"
+        console.print(line, highlight=False, soft_wrap=True)
+
+    def _first_entries(self) -> Iterator[tuple[Node, RunEntry]]:
+        """Each root of what is left, with a run that it leads to."""
+        by_uid = {entry.uid: entry for entry in self.entries}
+        for root in self.tree.roots:
+            yield root, next(by_uid[node.uid] for node in root.walk() if node.final)
 
 
 def duration(seconds: float) -> str:
@@ -101,6 +118,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def size(n_bytes: float) -> str:
+    """`3 MB` or `1.2 GB`."""
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
 def _pairs(run: Run) -> list[list[float]]:
@@ -185,7 +207,8 @@ def _common_settings(jobs: Sequence[Job]) -> Config:
     first = jobs[0].config
     names = ("workers", "pack_size", "share_prefixes", "fresh", "test_every_epoch", "checkpoint_every_s")
     pairs = [(f"trainer.{name}", {getattr(job.config.trainer, name) for job in jobs}) for name in names]
-    pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in ("tracking", "report", "output_dir")]
+    whole = ("tracking", "report", "output_dir", "quiet")
+    pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in whole]
     varying = [name for name, values in pairs if len(values) > 1]
     if varying:
         raise InputError("\n".join(f"{name}: must be one for the whole sweep, got several values" for name in varying))

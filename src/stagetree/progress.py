@@ -1,56 +1,81 @@
-"""What a person sees while a sweep trains, from its events alone: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a sweep trains, from its events alone: live on a terminal, plain lines elsewhere."""
 
+import heapq
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
 LINE_EVERY_S = 10.0
+LEADERS = 3
 
 
 class ProgressDisplay:
-    """Counts epochs and runs; use as a context manager.
+    """Counts epochs and runs, and knows which runs lead; use as a context manager.
 
     Args:
         epochs: to train.
         names: of the runs to train, by the uid of their final state.
+        quiet: tell of nothing but failures and trouble.
     """
 
-    def __init__(self, *, epochs: int, names: Mapping[str, str]):
+    def __init__(self, *, epochs: int, names: Mapping[str, str], quiet: bool = False):
         self.console = Console(stderr=True)
-        self._names = names
-        self._epochs = epochs
+        self._names, self._epochs, self._quiet = names, epochs, quiet
         self._done = self._failed = 0
         self._runs: set[str] = set()
-        self._started = self._printed = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
-                   TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-        self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
-        self._task = self._bar.add_task(self._status(), total=epochs)
+        self._training: set[str] = set()
+        self._figures: dict[str, tuple[str, float, int]] = {}
+        self._printed = time.monotonic()
+        self.attach()
+        self._bar = Progress(
+            BarColumn(), MofNCompleteColumn(), TextColumn("epochs  {task.description}"), console=self.console
+        )
+        self._task = self._bar.add_task("", total=epochs)
+        shown = self.console.is_terminal and not quiet
+        self._live = Live(get_renderable=self._render, console=self.console, transient=True) if shown else None
+
+    def attach(self) -> None:
+        """Measure the speed from here on: what was read so far happened before."""
+        self._began, self._before = time.monotonic(), self._done
 
     def __enter__(self) -> "ProgressDisplay":
-        self._bar.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.stop()
+        if self._live:
+            self._live.stop()
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Take one event of the sweep's logs."""
-        if event["kind"] == "epoch" and event["epoch"] > 0:
+        kind, uid = event["kind"], event.get("uid", "")
+        if kind == "pack":
+            self._training |= set(event["uids"])
+        elif kind == "epoch" and event["epoch"] > 0:
             self._done += 1
-        elif event["kind"] == "done":
-            self._runs |= {event["uid"]} & self._names.keys()
-        elif event["kind"] == "failed":
+            part = "val/acc" if "val/acc" in event else "train/acc"
+            if uid in self._names:
+                self._figures[uid] = (part, event[part], event["epoch"])
+        elif kind == "done":
+            self._training.discard(uid)
+            self._runs |= {uid} & self._names.keys()
+        elif kind == "failed":
+            self._training.discard(uid)
+            self._figures.pop(uid, None)
             self._failed += 1
-            name = self._names.get(event["uid"], "a shared prefix")
+            name = self._names.get(uid, "a shared prefix")
             self.console.print(f"[red]failed[/red] {escape(name)}: {escape(event['reason'])}", highlight=False)
-        elif event["kind"] == "damaged":
+        elif kind == "damaged":
             self.note(f"{event['reason']}; its epochs are trained again")
-        elif event["kind"] == "waiting":
+        elif kind == "waiting":
             self.note(f"another process trains {len(event['uids'])} of these states; they are taken over when done")
 
     def note(self, text: str) -> None:
@@ -59,14 +84,36 @@ class ProgressDisplay:
 
     def refresh(self) -> None:
         """Show what is new; on a terminal at once, elsewhere a line now and then."""
-        self._bar.update(self._task, completed=self._done, description=self._status())
         now = time.monotonic()
-        if not self.console.is_terminal and now - self._printed >= LINE_EVERY_S:
+        if self._live:
+            self._live.refresh()
+        elif not self._quiet and now - self._printed >= LINE_EVERY_S:
             self._printed = now
-            rate = self._done / (now - self._started)
-            line = f"{self._status()}  {self._done}/{self._epochs} epochs  {rate:.2f} epochs/s"
-            self.console.print(line, highlight=False)
+            self.console.print(f"{self.status()}, {self._done}/{self._epochs} epochs{self._pace()}", highlight=False)
 
-    def _status(self) -> str:
-        failed = f", {self._failed} failed" if self._failed else ""
-        return f"{len(self._runs)}/{len(self._names)} runs done{failed}"
+    def _render(self) -> Group:
+        self._bar.update(self._task, completed=self._done, description=self.status() + self._pace())
+        table = Table.grid(padding=(0, 2))
+        for part, value, epoch, name in self._leaders():
+            table.add_row("leading", f"{part} {value:.2%}", f"epoch {epoch}", escape(name), style="dim")
+        return Group(self._bar, table)
+
+    def _leaders(self) -> list[tuple[str, float, int, str]]:
+        """The best so far, by validation accuracy if there is one: the test set is not for choosing."""
+        best = heapq.nlargest(LEADERS, self._figures.items(), key=lambda item: item[1][1])
+        return [(*figures, self._names[uid]) for uid, figures in best]
+
+    def status(self) -> str:
+        """Count the runs."""
+        words = [f"{len(self._runs)}/{len(self._names)} runs done"]
+        words += [f"{len(self._training)} training"] if self._training else []
+        words += [f"{self._failed} failed"] if self._failed else []
+        return ", ".join(words)
+
+    def _pace(self) -> str:
+        """Epochs a second and the time left, as soon as there is something to tell."""
+        seen, spent = self._done - self._before, time.monotonic() - self._began
+        if not seen:
+            return ""
+        left = timedelta(seconds=round((self._epochs - self._done) * spent / seen))
+        return f", {seen / spent:.2f} epochs/s, {left} left"

@@ -40,6 +40,11 @@ def stop_asked(folder: Path) -> bool:
     return (folder / "stop").exists()
 
 
+def is_launching(folder: Path, claims: Claims) -> bool:
+    """Whether the launching process of a launch lives."""
+    return not claims.is_free(_claim(folder))
+
+
 def _claim(folder: Path) -> str:
     return f"launch {folder.name} {folder.parent.name}"
 

@@ -60,7 +60,8 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
         OSError: the output folder cannot be written.
     """
     planned = plan(jobs, workers=workers)
-    print(planned.text(), flush=True)
+    if not planned.config.quiet:
+        planned.show(Console())
     output_dir = Path(planned.config.output_dir).resolve()
     checkpoints = checkpoint.folder_of(output_dir)
     for folder in (checkpoints, output_dir / "data"):
@@ -68,11 +69,10 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
     # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
     folder = output_dir / "sweeps" / planned.sweep_id / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
     folder.mkdir(parents=True)
-    checkpoint.write_atomic(folder / "sweep.json", json.dumps(planned.as_dict() | {"command": list(command)}).encode())
     config, tracking = planned.config, planned.config.tracking
     waiting = {node.uid for node in planned.tree.walk()}
     names = {entry.uid: entry.name for entry in planned.entries if entry.uid in waiting}
-    since = (folder / "sweep.json").stat().st_mtime if config.trainer.fresh else 0.0
+    since = folder.stat().st_mtime if config.trainer.fresh else 0.0
 
     begun: dict[str, str] = {}
 
@@ -83,10 +83,13 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
             since=since,
         )  # fmt: skip
 
-    progress = ProgressDisplay(epochs=planned.tree.epochs, names=names)
+    progress = ProgressDisplay(epochs=planned.tree.epochs, names=names, quiet=config.quiet)
     trouble = None
     tail = Tail(folder / "events", progress, new_tracker)
     with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
+        # whoever finds this file finds its launch alive
+        said = planned.as_dict() | {"command": list(command)}
+        checkpoint.write_atomic(folder / "sweep.json", json.dumps(said).encode())
         crew = _Crew(planned, output_dir, folder, launch, since)
         try:
             for wave in planned.waves:
@@ -197,8 +200,10 @@ def _outcome(planned: Plan, since: float, tracking_error: Exception | None, trou
     path = Path(config.report.output) if several else None
     if path:
         report.write_csv(frame, path)
-    report.show(frame, config.report.top, Console(), path)
-    lines = ["stagetree ui  opens these runs in MLflow"]
+    lines = []
+    if not config.quiet:
+        report.show(frame, config.report.top, Console(), path)
+        lines = ["stagetree ui  opens these runs in MLflow"]
     n_missing = len(planned.runs) - len(finished)
     if trouble:
         lines = [f"{trouble}", f"{n_missing} of {len(planned.runs)} runs are not finished; what is finished is kept. "

@@ -1,0 +1,84 @@
+"""What is shown of a sweep, from its events: as lines, and on a terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from stagetree import progress
+from stagetree.progress import ProgressDisplay
+
+NAMES = {"a": "300 lr 0.1", "b": "300 lr 0.2", "c": "300 lr [red]"}
+EVENTS = [
+    {"kind": "pack", "uids": ["shared"], "epochs": 2},
+    {"kind": "epoch", "uid": "shared", "epoch": 0, "val/acc": 0.99},
+    {"kind": "epoch", "uid": "shared", "epoch": 1, "train/acc": 0.5, "val/acc": 0.98},
+    {"kind": "done", "uid": "shared"},
+    {"kind": "pack", "uids": ["a", "b", "c"], "epochs": 1},
+    {"kind": "epoch", "uid": "a", "epoch": 2, "train/acc": 0.9, "val/acc": 0.81},
+    {"kind": "epoch", "uid": "b", "epoch": 2, "train/acc": 0.8, "val/acc": 0.82},
+    {"kind": "epoch", "uid": "c", "epoch": 2, "train/acc": 1.0, "val/acc": 0.80},
+    {"kind": "done", "uid": "a"},
+    {"kind": "failed", "uid": "c", "reason": "train/loss became nan [in epoch 3]"},
+]
+
+
+@pytest.fixture
+def display(monkeypatch):
+    def make(terminal=False, **settings):
+        shown = ProgressDisplay(epochs=8, names=NAMES, **settings)
+        shown.console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
+        return shown
+
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    return make
+
+
+def test_lines_count_runs_epochs_and_failures(display):
+    shown = display()
+    with shown:
+        for event in EVENTS:
+            shown.on_event(event)
+        shown.refresh()
+    failed, line = shown.console.file.getvalue().splitlines()
+    assert failed == "failed 300 lr [red]: train/loss became nan [in epoch 3]"
+    assert line.startswith("1/3 runs done, 1 training, 1 failed, 4/8 epochs, ")
+    assert line.endswith(" left")
+
+
+def test_the_leaders_are_runs_by_validation_accuracy_without_the_failed(display):
+    shown = display()
+    for event in EVENTS:
+        shown.on_event(event)
+    assert shown._leaders() == [("val/acc", 0.82, 2, "300 lr 0.2"), ("val/acc", 0.81, 2, "300 lr 0.1")]
+
+
+def test_a_terminal_shows_a_bar_and_the_leaders(display):
+    shown = display()
+    for event in EVENTS:
+        shown.on_event(event)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(shown._render())
+    bar, first, second = console.file.getvalue().splitlines()
+    assert "4/8 epochs  1/3 runs done, 1 training, 1 failed" in bar
+    assert first.split() == ["leading", "val/acc", "82.00%", "epoch", "2", "300", "lr", "0.2"]
+    assert "81.00%" in second
+
+
+def test_quiet_tells_of_failures_alone(display):
+    shown = display(quiet=True)
+    with shown:
+        for event in EVENTS:
+            shown.on_event(event)
+        shown.refresh()
+    assert shown.console.file.getvalue() == "failed 300 lr [red]: train/loss became nan [in epoch 3]\n"
+
+
+def test_who_attaches_later_measures_the_speed_from_then_on(display):
+    shown = display()
+    for event in EVENTS:
+        shown.on_event(event)
+    shown.attach()
+    assert shown._pace() == ""
+    shown.on_event({"kind": "epoch", "uid": "b", "epoch": 3, "train/acc": 0.8})
+    assert " epochs/s, " in shown._pace()
