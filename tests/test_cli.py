@@ -234,7 +234,7 @@ def test_plan_prints_and_trains_nothing(command, sweeps, tmp_path, capsys):
     assert command("plan", *OWN, "seed=1,2", "trainer.workers=7") == 0
     out, err = capsys.readouterr()
     assert "2 points, 0 duplicates, 0 finished, 2 to train" in out
-    assert "s by what this machine was measured to train" in out
+    assert "s, by what this machine was measured to train" in out
     assert "measuring" in err
     assert command("plan", *OWN, "seed=1,2", "--json") == 0
     out, err = capsys.readouterr()

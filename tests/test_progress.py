@@ -1,7 +1,14 @@
 """What is shown of a sweep, from its events: as lines, and on a terminal."""
 
 import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
 
+import faults
 import pytest
 from rich.console import Console
 
@@ -82,3 +89,34 @@ def test_who_attaches_later_measures_the_speed_from_then_on(display):
     assert shown._pace() == ""
     shown.on_event({"kind": "epoch", "uid": "b", "epoch": 3, "train/acc": 0.8})
     assert " epochs/s, " in shown._pace()
+
+
+def test_in_a_real_terminal_a_sweep_shows_the_tree_the_bar_and_the_leaders(tmp_path, arrays):
+    words = [*faults.small(arrays), "seed=0,1", "schedule.stages=[(40,0.1)],[(40,0.1),(3,0.01)]"]
+    said = in_terminal([sys.executable, "-m", "stagetree", "sweep", *words], tmp_path)
+    for text in ("40 epochs at 0.1", "3 epochs at 0.01", "4 to train", "/86 epochs", "leading", "val/acc", "epochs/s"):
+        assert text in said, said
+    assert said.rstrip().endswith("stagetree ui  opens these runs in MLflow")
+
+
+def in_terminal(command, folder):
+    """What a command writes to a terminal of 120 columns, without escape sequences."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (40, 120))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave, close_fds=True
+    ) as process:
+        os.close(slave)
+        written = b""
+        while True:
+            try:
+                more = os.read(master, 65536)
+            except OSError:  # Linux: the other side is closed
+                break
+            if not more:
+                break
+            written += more
+    os.close(master)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode()).replace("\r", "")

@@ -1,8 +1,7 @@
 """Measure how fast packs of a shape train: the real steps, on the real data, for some hundredths of a second a size."""
 
-import contextlib
 import json
-import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,8 +15,8 @@ from stagetree.speed import SLOW_S, Speed
 
 STEPS = 5
 """Of a pass: enough for a CUDA graph to be recorded in the first, which is not timed."""
-PASSES, PASSES_S = 2, 0.03
-"""Passes are repeated so often and for so long, and the quickest counts: what else runs on the machine only adds."""
+PASSES, PASSES_S = 3, 0.03
+"""Passes are repeated at least so often and for so long, and their median counts."""
 LR = 1e-3
 
 
@@ -37,20 +36,21 @@ def measured(
         InputError: this machine lacks the device.
     """
     known = speed.find(output_dir, node.shape)
-    spec = json.loads(node.shape)
-    wanted = speed.most_members(spec, wanted)
-    if known is None or not known.decides(wanted):
-        prepare_device(spec)
-        known = _measure(load(spec), spec, json.loads(node.trunk)["optimizer"], wanted, known, check)
-        with contextlib.suppress(OSError):  # a read-only or full disk: it is measured again
-            speed.keep(output_dir, node.shape, known)
+    if known is None or not known.decides(speed.most_members(json.loads(node.shape), wanted)):
+        known = measure(node, wanted, load, check, known)
+        speed.keep(output_dir, node.shape, known)
     return known
 
 
-def _measure(
-    split: Split, spec: Mapping, optimizer: Mapping, wanted: int, known: Speed | None, check: Callable[[], None]
-) -> Speed:
-    """Double the pack as long as that pays and there are members for it."""
+def measure(
+    node: Node, wanted: int, load: Callable[[Mapping], Split], check: Callable[[], None] = never,
+    known: Speed | None = None,
+) -> Speed:  # fmt: skip
+    """Measure packs of a node's shape, beyond what is known: doubled as long as that pays and there are members."""
+    spec, optimizer = json.loads(node.shape), json.loads(node.trunk)["optimizer"]
+    wanted = speed.most_members(spec, wanted)
+    prepare_device(spec)
+    split = load(spec)
     few = replace(split, train=split.train[: STEPS * spec["batch_size"]])
     state = initial_state(0, split.info.in_features, len(split.info.classes), spec["model"])
 
@@ -70,15 +70,14 @@ def _measure(
 def _step_s(training: Training, check: Callable[[], None]) -> float:
     """Time a step of a pack."""
     training.epoch(0, check)
-    best, passes, began = math.inf, 0, time.perf_counter()
-    while passes < PASSES or time.perf_counter() - began < PASSES_S:
+    times: list[float] = []
+    while len(times) < PASSES or training.steps * sum(times) < PASSES_S:
         started = time.perf_counter()
         training.epoch(0, check)
-        best = min(best, (time.perf_counter() - started) / training.steps)
-        passes += 1
-        if best > SLOW_S:
+        times.append((time.perf_counter() - started) / training.steps)
+        if times[0] > SLOW_S:
             break
-    return best
+    return statistics.median(times)
 
 
 def _picture_s(pack: Pack, split: Split, spec: Mapping, check: Callable[[], None]) -> float:
@@ -89,4 +88,4 @@ def _picture_s(pack: Pack, split: Split, spec: Mapping, check: Callable[[], None
         started = time.perf_counter()
         evaluate(pack, few, spec, "val", check)
         times.append((time.perf_counter() - started) / len(few.val))
-    return min(times)
+    return statistics.median(times)

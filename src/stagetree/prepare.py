@@ -174,28 +174,47 @@ def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
 def _speeds(
     tree: StageTree, output_dir: Path, infos: Mapping[str, data.DataInfo], workers: int
 ) -> dict[str, speed.Speed]:
-    """Look up the speed of each shape, or measure it for as many members as one of the workers will have."""
+    """Look up the speed of each shape, or measure it as `workers` processes will train, none: not at all."""
     nodes: dict[str, list[Node]] = {}
     for node in tree.walk():
         nodes.setdefault(node.shape, []).append(node)
     found = {shape: speed.find(output_dir, shape) for shape in nodes}
-    if workers and None in found.values():
-        from stagetree.calibrate import measured  # torch
-        from stagetree.epoch import Split
-
-        until = time.monotonic() + MEASURE_S
-        for shape in [shape for shape, own in found.items() if own is None]:
-            members, spec = nodes[shape], json.loads(shape)
-            if time.monotonic() > until:
-                break
-            print(
-                f"measuring how fast this machine trains {spec['model']['hidden_sizes']} by {spec['optimizer']}",
-                file=sys.stderr,
-            )
-            folder = Path(infos[spec["data"]].folder)
-            wanted = -(-len(members) // workers)
-            found[shape] = measured(output_dir, members[0], wanted, partial(Split.load, folder))
+    missing = [nodes[shape] for shape, own in found.items() if own is None]
+    if workers and missing:
+        print(f"measuring how fast this machine trains {_count(len(missing), 'shape')}", file=sys.stderr)
+        tasks = [
+            (members[0], -(-len(members) // workers), infos[json.loads(members[0].shape)["data"]].folder)
+            for members in missing
+        ]
+        for (node, _, _), own in zip(tasks, _measure_crowded(tasks, workers), strict=False):
+            found[node.shape] = own
+            speed.keep(output_dir, node.shape, own)
     return {shape: own for shape, own in found.items() if own is not None}
+
+
+def _measure_crowded(tasks: Sequence[tuple[Node, int, str]], workers: int) -> list[speed.Speed]:
+    """Measure in as many processes as will train: what one does slows the others down."""
+    from joblib import Parallel, delayed
+
+    until = time.time() + MEASURE_S
+    return Parallel(n_jobs=workers)(delayed(_measure_each)(tasks, until) for _ in range(workers))[0]
+
+
+def _measure_each(tasks: Sequence[tuple[Node, int, str]], until: float) -> list[speed.Speed]:
+    """Measure shapes for which there is time: a node of each, members for a pack, and the folder of its data."""
+    from stagetree.calibrate import measure  # torch
+    from stagetree.epoch import Split
+
+    speeds = []
+    for node, wanted, folder in tasks:
+        if time.time() > until:
+            break
+        speeds.append(measure(node, wanted, partial(Split.load, Path(folder))))
+    return speeds
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _note_damage(error: checkpoint.StateError) -> None:

@@ -39,7 +39,9 @@ class ProgressDisplay:
         )
         self._task = self._bar.add_task("", total=epochs)
         shown = self.console.is_terminal and not quiet
-        self._live = Live(get_renderable=self._render, console=self.console, transient=True) if shown else None
+        # drawn by `refresh` alone: a thread of its own would read what `on_event` changes
+        live = Live(get_renderable=self._render, console=self.console, transient=True, auto_refresh=False)
+        self._live = live if shown else None
 
     def attach(self) -> None:
         """Measure the speed from here on: what was read so far happened before."""

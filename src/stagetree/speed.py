@@ -3,6 +3,7 @@
 Nothing here decides a number of a run: a pack's size changes when its members are done, not their bits.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,10 +74,12 @@ def find(output_dir: Path, shape: str) -> Speed | None:
 
 
 def keep(output_dir: Path, shape: str, speed: Speed) -> None:
-    """Remember what was measured."""
+    """Remember what was measured, if the disk can be written."""
     path = _path(output_dir, shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_sealed(path, {"steps": speed.steps, "picture_s": speed.picture_s, "shape": json.loads(shape)})
+    values = {"steps": speed.steps, "picture_s": speed.picture_s, "shape": json.loads(shape)}
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(path, values)
 
 
 def _path(output_dir: Path, shape: str) -> Path:
