@@ -72,5 +72,5 @@ def test_workers_choose_packs_by_what_was_measured(bench):
     runs = [bench.run(seed=seed) for seed in range(6)]
     keep = {"steps": {1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}, "picture_s": 1e-6}
     speed.keep(bench.output_dir, runs[0].shape, speed.Speed(**keep))
-    packs = [e["uids"] for e in bench.train(*runs) if e["kind"] == "pack"]
+    packs = [e["uids"] for e in bench.train(*runs, pack_size="auto") if e["kind"] == "pack"]
     assert {len(uids) for uids in packs} == {2}
