@@ -21,7 +21,8 @@ from stagetree.tracking import Tracker
 def entry(uid: str, output_dir: Path) -> RunEntry:
     dataset = {"name": "none", "digest": "0" * 64}
     run = RunEntry(
-        uid=uid, name=f"run {uid}", trunk_name="", path=(uid,), shared_epochs=0, params={"seed": 0, "epochs": [1]}, dataset=dataset,
+        uid=uid, name=f"run {uid}", trunk_name="", path=(uid,), shared_epochs=0,
+        params={"seed": 0, "epochs": [1]}, dataset=dataset,
         config={},
     )  # fmt: skip
     history = ({"epoch": 1, "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1},)

@@ -11,6 +11,7 @@ import shlex
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -32,6 +33,9 @@ from stagetree.tracking import Tracker
 from stagetree.unit import Settings, write_unit
 
 Launch = Callable[[Path, Sequence[str]], None]
+
+DEATHS = 3
+"""Of workers that train one run alone, before it is blamed: the first two may have been killed for something else."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,10 @@ class _Crew:
         )
         self._unit_ids = (f"{number:04d}" for number in count())
         self._failed: set[str] = set()
-        self._retried: set[str] = set()
+        self._deaths: Counter[str] = Counter()
 
     def train(self, units: Sequence[Unit]) -> None:
-        """Launch one wave. What a dead worker left is halved until the culprit is alone, which is tried once more."""
+        """Launch one wave. What a dead worker left is halved until the culprit is alone, which is tried twice more."""
         # what starts from a state that was never reached fails with it
         orphans = [root for unit in units for root in unit if root.parent in self._failed]
         self._failed |= {node.uid for root in orphans for node in root.walk()}
@@ -137,8 +141,9 @@ class _Crew:
             for left in self._launch(units):
                 if len(left) > 1:
                     again += [left[: len(left) // 2], left[len(left) // 2 :]]
-                elif left[0].uid not in self._retried:
-                    self._retried.add(left[0].uid)
+                    continue
+                self._deaths[left[0].uid] += 1
+                if self._deaths[left[0].uid] < DEATHS:
                     again.append(left)
                 else:
                     self._fail(left[0])
@@ -170,7 +175,7 @@ class _Crew:
 
     def _fail(self, root: Node) -> None:
         log = EventLog(self.folder / "events", "launcher")
-        reason = "its worker died twice without a word (killed, out of memory or crashed)"
+        reason = f"its worker died {DEATHS} times without a word (killed, out of memory or crashed)"
         log.append({"kind": "failed", "uid": root.uid, "reason": reason, "traceback": ""})
         log.close()
         self._failed.add(root.uid)
