@@ -19,11 +19,11 @@ def datasets(name: str, root: str) -> tuple[Dataset, Dataset]:
         return tuple(cls(root, train=train, download=True, transform=ToTensor()) for train in (True, False))
     if name == "digits":
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
 
         x, y = load_digits(return_X_y=True)
-        parts = train_test_split(x.astype("float32") / 16, y, test_size=360, random_state=0)
-        train_x, test_x, train_y, test_y = map(torch.as_tensor, parts)
+        order = np.random.default_rng(0).permutation(len(x))  # the split that stagetree makes
+        x, y = torch.as_tensor(x[order]).float() / 16, torch.as_tensor(y[order])
+        test_x, test_y, train_x, train_y = x[:360], y[:360], x[360:], y[360:]
     else:
         with np.load(Path(root) / name) as arrays:
             train_x, test_x = [torch.from_numpy(arrays[f"{part}_x"]).float() / 255 for part in ("train", "test")]

@@ -369,7 +369,7 @@ class Trainer(Frozen):
     threads: Count = 1
     """CPU threads of one worker. Bits are promised for 1."""
     pack_size: AutoOrCount = "auto"
-    """Most members that train side by side; 1: no packing."""
+    """Most members that train side by side; 1: no packing; `auto`: what a short measurement of the shape finds best."""
     share_prefixes: bool = True
     """Train equal schedule prefixes once."""
     fresh: bool = False
