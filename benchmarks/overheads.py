@@ -172,8 +172,10 @@ PARTS = {"start": start, "plan": plan, "tracking": tracking, "report": report, "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
-    chosen = parser.parse_args().parts
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all if none is given")
+    chosen = parser.parse_args().parts or list(PARTS)
+    if unknown := set(chosen) - PARTS.keys():
+        parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
     os.environ["STAGETREE_DATA"] = str(Path(os.environ.get("STAGETREE_DATA", "data")).resolve())
     table = Table("", "median", "range", "n", box=None)
     for name in chosen:
