@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test faults exact r16 engine overheads bench bench-gpu lock clean
+.PHONY: sweep test faults exact r16 engine overheads bench bench-gpu docs lock clean
 
 sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
 	$(BIN)/stagetree sweep +experiment=digits_grid
@@ -27,7 +27,7 @@ engine: .venv/installed  ## the engine alone on one thread: the tutorial's loop,
 overheads: .venv/installed  ## what a sweep costs beside training: start, planning, tracking, reading, memory (5 minutes)
 	$(BIN)/python benchmarks/overheads.py
 
-bench-gpu:  ## packs on a CUDA device (GPU_PYTHON=... for an interpreter whose torch knows it), and the tests for it
+bench-gpu: $(if $(GPU_PYTHON),,.venv/installed)  ## packs on a CUDA device (GPU_PYTHON=... for an interpreter whose torch knows it), and the tests for it
 	PYTHONPATH=src:sweeper $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -m gpu -p no:cacheprovider tests
 	PYTHONPATH=src:sweeper $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py
 
@@ -37,6 +37,9 @@ bench: .venv/peers  ## beside the tutorial's loop under joblib, Lightning and Ra
 .venv/peers: .venv/installed benchmarks/peers/requirements.txt
 	$(BIN)/python -m pip install --quiet -r benchmarks/peers/requirements.txt
 	touch $@
+
+docs: .venv/installed  ## the configuration reference and the pictures, made again (needs Chromium)
+	$(BIN)/python docs/make.py --pictures
 
 lock:  ## resolve requirements.lock anew
 	$(BIN)/python -m pip install uv

@@ -7,7 +7,6 @@ Nothing is shared here, nothing tracked, and no process started. All is measured
 
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,13 +20,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from setting import figure, setting
 from torch.utils.data import DataLoader
 
-from stagetree import config, data
+from stagetree import checks, data, identity
 from stagetree.calibrate import measured
 from stagetree.epoch import Split, Training, prepare_device
 from stagetree.model import initial_state
-from stagetree.plan import Node, Run, StageTree
+from stagetree.tree import Node, Run, StageTree
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from common import datasets, mlp
@@ -57,11 +57,11 @@ class Engine:
             "dataset": dataset, "model": {"hidden_sizes": hidden_sizes}, "optimizer": {"name": optimizer},
             "schedule": {"stages": [[1, 0.01]]}, "loss": {"name": "cross_entropy"},
             "trainer": {"batch_size": batch_size, "device": device, "precision": precision}, "tracking": {},
-            "report": {}, "predict": {}, "ui": {}, "seed": 0, "output_dir": str(output_dir),
+            "report": {}, "predict": {}, "export": {}, "ui": {}, "seed": 0, "output_dir": str(output_dir),
         }  # fmt: skip
-        checked = config.check(values)
+        checked = checks.check(values)
         info = data.prepare(checked.dataset, output_dir)
-        self.run: Run = config.to_run(
+        self.run: Run = identity.to_run(
             checked, digest=info.digest, in_features=info.in_features, n_classes=10, device=device
         )
         self.output_dir, self.folder = output_dir, Path(info.folder)
@@ -115,10 +115,6 @@ def tutorial_s() -> float:
     return time.perf_counter() - started
 
 
-def figure(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
 def main() -> None:
     torch.set_num_threads(1)
     console = Console(width=130)
@@ -158,10 +154,7 @@ def main() -> None:
         cells = [f"{1000 * seconds:.1f}" for seconds in medians.values()]
         table.add_row(name, *cells, str(chosen[name]), f"+{loss:.0%}")
     console.print(table)
-    console.print(
-        f"\nmedians of {REPEATS} (range); {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, torch {torch.__version__}", highlight=False,
-    )  # fmt: skip
+    console.print(f"\nmedians of {REPEATS} (range); {setting('torch')}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ floor counts the operations, and the bytes of the weights, which are read by the
 the update, at the peaks of a large product and a large copy that are measured in the same run.
 """
 
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -16,10 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-from engine import ROOT, Engine, datasets, figure, fit, mlp
+from engine import ROOT, Engine, datasets, fit, mlp
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from setting import figure, setting
 from torch.utils.data import DataLoader
 
 SIZES = (1, 4, 16, 64, 256, 1024)
@@ -131,10 +130,8 @@ def main() -> None:
                     f"lone run without a graph {figure(resident)}; HFTA reports {HFTA} times a lone run; peaks "
                     f"{flops / 1e12:.1f} Tflop/s, {bandwidth / 1e12:.2f} TB/s", highlight=False,
                 )  # fmt: skip
-    console.print(
-        f"\nmedians of {REPEATS} (range); {torch.cuda.get_device_name()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, CUDA {torch.version.cuda}", highlight=False,
-    )  # fmt: skip
+    where = f"{torch.cuda.get_device_name()}, {setting('torch')}, CUDA {torch.version.cuda}"
+    console.print(f"\nmedians of {REPEATS} (range); {where}", highlight=False)
 
 
 if __name__ == "__main__":

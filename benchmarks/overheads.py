@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from peers import HERE, WORKLOADS, setting
+from peers import HERE, PACKAGES, WORKLOADS
 from rich.console import Console
 from rich.table import Table
+from setting import setting
 
 PROGRAM = [sys.executable, "-m", "stagetree"]
 ONE_MINIBATCH = ["dataset=digits", "trainer.batch_size=2000", "schedule.stages=[(1,0.1)]", "seed=0,1,2,3,4,5,6,7"]
@@ -117,6 +118,40 @@ def report(folder: Path) -> dict[str, list[float]]:
     return timed
 
 
+def page(folder: Path) -> dict[str, list[float]]:
+    """Open the leaderboard page of many runs in Chromium, and use it."""
+    from playwright.sync_api import sync_playwright
+
+    wall([*PROGRAM, "sweep", "+experiment=digits_grid"], folder)
+    timed: dict[str, list[float]] = {}
+    with sync_playwright() as playwright:
+        arguments = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        for runs in (1_000, 10_000):
+            multiply(folder / "mlruns/mlflow.db", runs)
+            wall([*PROGRAM, "report"], folder)
+            for _ in range(3):
+                tab = browser.new_page()
+                started = time.perf_counter()
+                tab.goto((folder / "leaderboard.html").as_uri())
+                tab.wait_for_selector("#parallel .main-svg")
+                timed.setdefault(f"the page of {runs:,} runs opens", []).append(time.perf_counter() - started)
+                for what, action in ACTIONS.items():
+                    script = f"() => {{ const start = performance.now(); {action}; return performance.now() - start; }}"
+                    timed.setdefault(f"  {what}, {runs:,} runs, ms", []).append(tab.evaluate(script))
+                tab.close()
+        browser.close()
+    return timed
+
+
+ACTIONS = {
+    "a key in the filter": "find('filter').value = 'adam'; update()",
+    "sorting": "sortBy(shownColumns(view.table)[2])",
+    "drawing all plots anew": "drawPlots()",
+}
+"""By what a user does, the page's own function for it."""
+
+
 def multiply(path: Path, runs: int) -> None:
     """Copy the runs of a store, with all they have, under new names, until there are so many."""
     with sqlite3.connect(path) as store:
@@ -167,7 +202,7 @@ def largest(command: Sequence[str], folder: Path, *, of: str) -> float:
     return peak * 1024 / 1e6
 
 
-PARTS = {"start": start, "plan": plan, "tracking": tracking, "report": report, "memory": memory}
+PARTS = {"start": start, "plan": plan, "tracking": tracking, "report": report, "page": page, "memory": memory}
 
 
 def main() -> None:
@@ -186,7 +221,7 @@ def main() -> None:
         print(f"{name} measured", file=sys.stderr, flush=True)
     console = Console(width=120)
     console.print(table)
-    console.print(f"\nseconds where nothing else is said; {setting()}", highlight=False)
+    console.print(f"\nseconds where nothing else is said; {setting(*PACKAGES)}", highlight=False)
 
 
 if __name__ == "__main__":

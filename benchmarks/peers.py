@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -24,11 +23,11 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from setting import setting
 
 HERE = Path(__file__).resolve().parent / "peers"
 
@@ -91,6 +90,7 @@ WORKLOADS = {
     "b8": Workload("npz", (2048, 1024, 64), 128, (1, 0), (0.05,), (0.05,), seeds=tuple(range(8))),
 }  # fmt: skip
 PEERS = ("stagetree", "joblib", "lightning", "ray")
+PACKAGES = ("torch", "lightning", "ray", "mlflow", "hydra-core")
 
 
 @dataclass
@@ -116,11 +116,11 @@ class Records:
 
     def of(self, workload: str, peer: str) -> list[Measured]:
         """All that was measured of a peer on a workload, here."""
-        here = {"workload": workload, "peer": peer, "setting": setting()}
+        here = {"workload": workload, "peer": peer, "setting": setting(*PACKAGES)}
         return [Measured(**line["measured"]) for line in self._lines if here.items() <= line.items()]
 
     def add(self, workload: str, peer: str, measured: Measured) -> None:
-        line = {"workload": workload, "peer": peer, "setting": setting(), "measured": asdict(measured)}
+        line = {"workload": workload, "peer": peer, "setting": setting(*PACKAGES), "measured": asdict(measured)}
         self._lines.append(line | {"time": time.strftime("%Y-%m-%d %H:%M:%S")})
         if self._path:
             with open(self._path, "a") as file:
@@ -236,25 +236,7 @@ def show(name: str, workload: Workload, measured: dict[str, list[Measured]]) -> 
         )  # fmt: skip
     console = Console(width=140)
     console.print(table)
-    console.print(f"medians; {setting()}\n", highlight=False)
-
-
-def setting() -> str:
-    """The machine and the versions."""
-    versions = ", ".join(f"{one} {_version(one)}" for one in ("torch", "lightning", "ray", "mlflow", "hydra-core"))
-    return f"{os.cpu_count()} cores, {_cpu()}, Python {platform.python_version()}, {versions}"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "-"
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    console.print(f"medians; {setting(*PACKAGES)}\n", highlight=False)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ Each way is the whole command, from launch to leaderboard, in an empty folder; t
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from setting import setting
 
 from stagetree import checkpoint
 from stagetree.events import EventReader
@@ -97,10 +96,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     n = len(results["neither"])
-    console.print(
-        f"{n} runs, {arguments.repeats} repeats; {os.cpu_count()} cores, {platform.machine()}, "
-        f"Python {platform.python_version()}, torch {metadata.version('torch')}", highlight=False,
-    )  # fmt: skip
+    console.print(f"{n} runs, {arguments.repeats} repeats; {setting('torch')}", highlight=False)
     if any(result != results["neither"] for result in results.values()):
         sys.exit("sharing or packing changed a result")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from stagetree import checkpoint, config, data
+from stagetree import checkpoint, checks, config, data, identity
 from stagetree.events import EventReader
-from stagetree.plan import Run, StageTree
+from stagetree.tree import Run, StageTree
 from stagetree.unit import Settings, write_unit
 from stagetree.walk import train_unit
 
@@ -52,7 +52,8 @@ class Bench:
             "schedule": {"stages": [[2, 0.1], [1, 0.01]]},
             "loss": {"name": "cross_entropy"},
             "trainer": {"batch_size": 16, "device": "cpu"},
-            "tracking": {}, "report": {}, "predict": {}, "ui": {}, "seed": 0, "output_dir": str(self.output_dir),
+            "tracking": {}, "report": {}, "predict": {}, "export": {}, "ui": {},
+            "seed": 0, "output_dir": str(self.output_dir),
         }  # fmt: skip
         for path, value in changes.items():
             group, _, name = path.partition("__")
@@ -60,12 +61,12 @@ class Bench:
                 values[group] = {**values[group], name: value}
             else:
                 values[group] = value
-        return config.check(values)
+        return checks.check(values)
 
     def run(self, **changes) -> Run:
         made = self.config(**changes)
         info = data.prepare(made.dataset, self.output_dir)
-        return config.to_run(
+        return identity.to_run(
             made, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes), device="cpu"
         )
 

@@ -9,8 +9,8 @@ import torch
 from stagetree import data, speed
 from stagetree.calibrate import measured
 from stagetree.epoch import Split
-from stagetree.plan import StageTree
 from stagetree.stopping import Stopped
+from stagetree.tree import StageTree
 
 
 @pytest.fixture

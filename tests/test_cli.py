@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import stagetree
-from stagetree import cli, launch, ui
-from stagetree.config import InputError
+from stagetree import cli, launch, ui, words
+from stagetree.mistakes import InputError
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -45,7 +45,7 @@ def command(monkeypatch, tmp_path):
 
 @pytest.fixture
 def sweeps(monkeypatch):
-    """Stand in for `sweep.run` and for training, which test_sweep.py runs: what was asked for, and which units."""
+    """Stand in for `runner.run` and for training, which test_runner.py runs: what was asked for, and which units."""
     seen = SimpleNamespace(jobs=None, workers=None, command=None, units=[], fails=(), reported=None)
 
     def run(jobs, *, workers, launch, command):
@@ -67,7 +67,7 @@ def sweeps(monkeypatch):
         seen.reported = config.report
 
     for name, stub in {
-        "sweep": SimpleNamespace(run=run, leaderboard=leaderboard),
+        "runner": SimpleNamespace(run=run, leaderboard=leaderboard),
         "walk": SimpleNamespace(train_unit=train_unit),
     }.items():
         monkeypatch.setitem(sys.modules, f"stagetree.{name}", stub)
@@ -104,18 +104,22 @@ HERE = (*OWN, "hydra/launcher=basic")
         (["report", "--output", "my (best).csv"], ["report.output='my (best).csv'"]),
         (["report", "--group-by", "seed"], ["report.group_by=seed"]),
         (["ui", "--port", "5001"], ["ui.port=5001"]),
+        (["data", "mnist", "dataset.val_size=10"], ["dataset.val_size=10", "dataset=mnist"]),
+        (["data", "dataset=mnist"], ["dataset=mnist"]),
+        (["export", "best", "my model"], ["export.run=best", "export.folder='my model'"]),
+        (["export"], []),
     ],
 )
 def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):
-    command, words = cli.split_command(typed)
-    assert cli.hydra_words(command, words) == seen
+    command, rest = words.split_command(typed)
+    assert words.hydra_words(command, rest) == seen
 
 
 def test_an_unknown_command_is_named_with_the_nearest(command, capsys):
     assert command("trian", "seed=1") == 1
     assert capsys.readouterr().err == (
-        "stagetree: there is no command 'trian', expected one of train, sweep, plan, watch, report, ui, data, predict; "
-        "did you mean train?\n"
+        "stagetree: there is no command 'trian', expected one of train, sweep, plan, watch, report, ui, data, predict, "
+        "export; did you mean train?\n"
     )
 
 
@@ -172,7 +176,7 @@ def test_ctrl_c_exits_with_130(command, sweeps, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stagetree.sweep, "run", interrupted)
+    monkeypatch.setattr(stagetree.runner, "run", interrupted)
     assert command("train", *OWN) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -281,7 +285,9 @@ def test_report_hands_its_options_on(command, sweeps, tmp_path):
     assert (
         command("report", *OWN, "--metric", "test_acc", "--top", "3", "--group-by", "seed", "--output", "a b.csv") == 0
     )
-    assert sweeps.reported.model_dump() == {"metric": "test_acc", "top": 3, "group_by": "seed", "output": "a b.csv"}
+    assert sweeps.reported.model_dump() == {
+        "metric": "test_acc", "top": 3, "group_by": "seed", "output": "a b.csv", "page": True,
+    }  # fmt: skip
     assert not (tmp_path / "mlruns").exists()
 
 
@@ -315,15 +321,15 @@ def program(*words, **environment):
     )
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_help_loads_nothing_heavy(words):
+@pytest.mark.parametrize("typed", [[], ["--help"], ["-h"]])
+def test_help_loads_nothing_heavy(typed):
     code = (
         "import sys; from stagetree.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main(); "
         "sys.exit(','.join({'torch', 'mlflow', 'pandas', 'hydra', 'pydantic'} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, "-", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, "-", *typed], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"\n  {name} " in done.stdout for name in cli.OPTIONS)
+    assert all(f"\n  {name} " in done.stdout for name in words.OPTIONS)
 
 
 def test_the_version_is_the_packages():
@@ -333,7 +339,7 @@ def test_the_version_is_the_packages():
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("stagetree ", ["train", "sweep", "plan", "watch", "report", "ui", "data", "predict"]),
+        ("stagetree ", ["train", "sweep", "plan", "watch", "report", "ui", "data", "predict", "export"]),
         ("stagetree s", ["sweep"]),
         ("stagetree report --m", ["--metric"]),
         (

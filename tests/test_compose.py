@@ -11,8 +11,10 @@ from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf, flag_override
 
 from stagetree import compose as subject
-from stagetree.compose import compose_grid, listed_stages
-from stagetree.config import InputError, check
+from stagetree.checks import check
+from stagetree.compose import compose_grid
+from stagetree.mistakes import InputError
+from stagetree.notation import listed_stages
 
 CONF = Path(__file__).parents[1] / "conf"
 EXTRA = {

@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pytest
 
-from stagetree import config, data
-from stagetree.config import InputError, check, parse_stages
-from stagetree.plan import Stage
+from stagetree import config, data, identity
+from stagetree.checks import check
+from stagetree.mistakes import InputError
+from stagetree.notation import parse_stages
+from stagetree.tree import Stage
 
 BASE = {
     "dataset": {"name": "digits", "root": "", "test_size": 360},
@@ -15,7 +17,8 @@ BASE = {
     "optimizer": {"name": "adam"},
     "schedule": {"stages": [[2, 0.1]]},
     "loss": {"name": "cross_entropy"},
-    "trainer": {}, "tracking": {}, "report": {}, "predict": {}, "ui": {}, "seed": 0, "output_dir": "mlruns",
+    "trainer": {}, "tracking": {}, "report": {}, "predict": {}, "export": {}, "ui": {},
+    "seed": 0, "output_dir": "mlruns",
 }  # fmt: skip
 
 
@@ -135,7 +138,7 @@ def test_parameters_are_counted():
 
 
 def uid(values, digest="00", device="cpu"):
-    run = config.to_run(check(values), digest=digest, in_features=64, n_classes=10, device=device)
+    run = identity.to_run(check(values), digest=digest, in_features=64, n_classes=10, device=device)
     return run.uid
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from stagetree import config, data
-from stagetree.config import InputError
+from stagetree.mistakes import InputError
 
 REAL = Path(os.environ.get("STAGETREE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from stagetree import drawing
-from stagetree.plan import Finished, Run, Stage, StageTree
+from stagetree.tree import Finished, Run, Stage, StageTree
 
 
 def run(*stages, trunk="a"):

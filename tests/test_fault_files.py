@@ -8,7 +8,7 @@ from faults import rng
 from mlflow import MlflowClient
 
 from stagetree import checkpoint, data, events, launch, store
-from stagetree.config import InputError
+from stagetree.mistakes import InputError
 from stagetree.progress import ProgressDisplay
 from stagetree.tail import Tail
 from stagetree.tracking import Tracker

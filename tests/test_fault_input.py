@@ -23,8 +23,8 @@ from faults import small, stagetree, wait_until
 from PIL import Image
 
 from stagetree import checkpoint, data, report
-from stagetree.config import InputError
-from stagetree.plan import canonical_json
+from stagetree.mistakes import InputError
+from stagetree.tree import canonical_json
 
 
 class Payload:

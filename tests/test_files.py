@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stagetree import checkpoint
-from stagetree.config import InputError
 from stagetree.events import EventLog, EventReader
+from stagetree.mistakes import InputError
 
 EVENTS = [{"kind": "epoch", "uid": "a", "epoch": 1, "train/loss": 0.1}, {"kind": "done", "uid": "ä"}]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from stagetree import checkpoint, data, pictures, store
-from stagetree.config import InputError
+from stagetree.mistakes import InputError
 from stagetree.model import sequential
 
 

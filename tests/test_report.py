@@ -17,7 +17,7 @@ from pandas.testing import assert_frame_equal
 from rich.console import Console
 
 from stagetree import report, store
-from stagetree.config import InputError
+from stagetree.mistakes import InputError
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")

@@ -7,10 +7,10 @@ import pytest
 from mlflow import MlflowClient
 
 from stagetree import checkpoint, data, describe, store
-from stagetree.plan import StageTree
 from stagetree.progress import ProgressDisplay
 from stagetree.tail import Tail, in_a_line
 from stagetree.tracking import Tracker
+from stagetree.tree import StageTree
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,8 @@ class Recorded:
         self.events = bench.train(*runs.values())
         info = data.prepare(configs[0].dataset, bench.output_dir)
         self.entries = describe.describe(
-            runs, dict(zip(runs, configs, strict=True)), dict.fromkeys(runs, info), StageTree.build(runs.values())
+            runs, dict(zip(runs, configs, strict=True)), dict.fromkeys(runs, info), StageTree.build(runs.values()),
+            dict.fromkeys(runs, "stagetree train"),
         )  # fmt: skip
         shutil.copy(empty_store, bench.output_dir / "mlflow.db")
         self.uri = f"sqlite:///{bench.output_dir / 'mlflow.db'}"

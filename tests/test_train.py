@@ -7,7 +7,7 @@ import torch
 
 from stagetree import checkpoint
 from stagetree import train as train_module
-from stagetree.plan import Finished, StageTree
+from stagetree.tree import Finished, StageTree
 
 OPTIMIZERS = [
     {"name": "sgd"},

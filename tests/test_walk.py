@@ -8,8 +8,8 @@ import pytest
 from stagetree import checkpoint, walk
 from stagetree.claims import store_claims
 from stagetree.events import EventReader
-from stagetree.plan import Stage, StageTree, path_to, prefix_uid
 from stagetree.stopping import Stopped, Watch
+from stagetree.tree import Stage, StageTree, path_to, prefix_uid
 from stagetree.unit import Settings, write_unit
 
 STAGES = [[2, 0.05], [3, 0.01]]

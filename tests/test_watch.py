@@ -7,7 +7,7 @@ import time
 import pytest
 from faults import small
 
-from stagetree.config import InputError
+from stagetree.mistakes import InputError
 from stagetree.watch import watch
 
 PROGRAM = [sys.executable, "-m", "stagetree"]

@@ -1,10 +1,24 @@
 """Sweeps of small image classifiers: shared schedule prefixes, packed training, exact results."""
 
 import os
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from stagetree.api import leaderboard, plan, sweep
+
+__all__ = ["__version__", "leaderboard", "plan", "sweep"]
 __version__ = "0.1.0"
 
 # MLflow reads these when it is imported, which happens late and in several rooms.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 13 s if a server is down; by default 246 s
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("leaderboard", "plan", "sweep"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from stagetree import api  # Hydra and pydantic, which help and completion do without
+
+    return getattr(api, name)

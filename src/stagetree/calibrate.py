@@ -9,8 +9,8 @@ from pathlib import Path
 from stagetree import speed
 from stagetree.epoch import Split, Training, evaluate, never, prepare_device
 from stagetree.model import Pack, initial_state
-from stagetree.plan import Node
 from stagetree.speed import SLOW_S, Speed
+from stagetree.tree import Node
 
 STEPS = 5
 """Of a pass: enough for a CUDA graph to be recorded in the first, which is not timed."""

@@ -16,10 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagetree.config import InputError
-from stagetree.plan import Finished, canonical_json
+from stagetree.mistakes import InputError
+from stagetree.tree import Finished, canonical_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stagetree.model import State
 
 
@@ -153,26 +155,46 @@ def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
     Raises:
         StateError: it is missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load as deserialize
 
+    record = _existing(folder, uid)
+    weights = _read_tensors(folder, record, ".safetensors", deserialize)
+    return record, weights, _read_tensors(folder, record, ".optimizer.safetensors", deserialize)
+
+
+def load_weights(folder: Path, uid: str) -> tuple[Record, dict[str, "np.ndarray"]]:
+    """Read a state's record and weights, without torch.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    from safetensors.numpy import load as deserialize
+
+    record = _existing(folder, uid)
+    return record, _read_tensors(folder, record, ".safetensors", deserialize)
+
+
+def _existing(folder: Path, uid: str) -> Record:
     record = read_record(folder, uid)
     if record is None:
         raise StateError(uid, f"{folder / uid}.json: the checkpoint is missing", "run its sweep again")
-    states = []
-    for suffix in (".safetensors", ".optimizer.safetensors"):
-        path = folder / (uid + suffix)
-        if path.name not in record.files:
-            states.append({})
-            continue
-        content = path.read_bytes() if path.exists() else b""
-        if hashlib.sha256(content).hexdigest() != record.files[path.name]:
-            raise StateError(uid, f"{path}: the checkpoint is damaged", f"delete {uid}.json")
-        try:
-            states.append(deserialize(content))
-        except SafetensorError as error:
-            raise StateError(uid, f"{path}: the checkpoint holds no tensors, {error}", f"delete {uid}.json") from None
-    return record, states[0], states[1]
+    return record
+
+
+def _read_tensors(folder: Path, record: Record, suffix: str, deserialize: Callable[[bytes], dict]) -> dict:
+    """Verify and read one of a state's files; empty if the state has none of this kind."""
+    from safetensors import SafetensorError
+
+    uid, path = record.uid, folder / (record.uid + suffix)
+    if path.name not in record.files:
+        return {}
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != record.files[path.name]:
+        raise StateError(uid, f"{path}: the checkpoint is damaged", f"delete {uid}.json")
+    try:
+        return deserialize(content)
+    except SafetensorError as error:
+        raise StateError(uid, f"{path}: the checkpoint holds no tensors, {error}", f"delete {uid}.json") from None
 
 
 def remove(folder: Path, uid: str) -> None:

@@ -1,7 +1,7 @@
 """From Hydra's override strings to checked configurations: the grid of a sweep, composed fast."""
 
 import pickle
-import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +14,10 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from stagetree.config import Config, InputError, check
+from stagetree.checks import check
+from stagetree.config import Config
+from stagetree.mistakes import InputError
+from stagetree.notation import listed_stages
 
 MISTAKES_SHOWN = 20
 
@@ -26,6 +29,20 @@ class Job:
     overrides: tuple[str, ...]
     """What was chosen for it, in Hydra's notation."""
     config: Config
+    flags: tuple[str, ...] = ()
+    """Hydra's, that say where the configuration comes from."""
+
+    @property
+    def command(self) -> str:
+        """What trains this point alone, to type into a shell."""
+        return shlex.join(["stagetree", "train", *self.flags, *self.overrides])
+
+
+def source_flags(hydra: DictConfig) -> tuple[str, ...]:
+    """The flags by which a configuration is found again, from Hydra's own node of it."""
+    added = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    flags = [word for path in added for word in ("--config-dir", path)]
+    return (*flags, *(["-cn", hydra.job.config_name] if hydra.job.config_name != "config" else []))
 
 
 def compose_grid(config_loader: ConfigLoader, config: DictConfig, arguments: Sequence[str]) -> list[Job]:
@@ -62,6 +79,7 @@ def compose_grid(config_loader: ConfigLoader, config: DictConfig, arguments: Seq
     for position, point in enumerate(grid):
         by_groups.setdefault(tuple(word for word in point if word not in values), []).append(position)
 
+    flags = source_flags(config.hydra)
     jobs: dict[int, Job] = {}
     mistakes: dict[str, list[int]] = {}
     outer = HydraConfig.instance().cfg
@@ -79,7 +97,7 @@ def compose_grid(config_loader: ConfigLoader, config: DictConfig, arguments: Seq
                     if values:
                         chosen = [values[word] for word in point if word in values]
                         config_loader._apply_overrides_to_config(chosen, job)
-                    jobs[position] = Job(tuple(point), checked(job))
+                    jobs[position] = Job(tuple(point), checked(job), flags)
                 except CompactHydraException as error:
                     mistakes.setdefault(_text(error), []).append(position)
                 except InputError as error:
@@ -105,28 +123,6 @@ def checked(cfg: DictConfig) -> Config:
         raise InputError("\n".join(f"{key}: is not set (give it as {key}=...)" for key in missing)) from None
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-
-
-def listed_stages(argument: str) -> str:
-    """Write the tuples of a `schedule.stages=` override as lists, since Hydra's grammar has no tuples.
-
-    Quoted text and the parentheses of functions such as `choice(...)` stay; any other override is returned as it is.
-    """
-    match = re.match(r"\+{0,2}schedule\.\w+=", argument)  # a misspelt key too: Hydra then says which there are
-    if match is None:
-        return argument
-    written, opened = match.group(), []
-    for token in re.findall(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|\w+\s*\(|.", argument[match.end() :], re.DOTALL):
-        if token.endswith("(") and len(token) > 1:
-            opened.append(")")
-        elif token in "([":
-            opened.append("]")
-            token = "["
-        elif token in ")]" and opened:
-            token = opened.pop()
-            written = written.rstrip(", ") if token == "]" else written  # Python's ((20, 1e-1),)
-        written += token
-    return written
 
 
 def _value_test(config_loader: ConfigLoader, config: DictConfig) -> Callable[[Override], bool]:

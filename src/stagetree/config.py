@@ -1,33 +1,17 @@
-"""The typed schema of one run's configuration, and its checks.
+"""The typed schema of one run's configuration.
 
-Hydra composes plain values; `check` turns them into a frozen `Config` or reports every mistake at once.
-Field docstrings give units and say what `0`, `null` and empty mean.
+Hydra composes plain values; `checks.check` turns them into a frozen `Config` or reports every mistake at once.
+Field docstrings give units and say what `0`, `null` and empty mean; docs/configuration.md is made from them.
 """
 
-import ast
-import difflib
-import math
-import re
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
-from stagetree.plan import Run, Stage, canonical_json
-
-
-class InputError(Exception):
-    """What a user gave cannot be used. The message is complete: what, got, expected, cure."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
-
-
-def printable(text: str) -> str:
-    """Write control characters as escapes, so that a file's name cannot give orders to a terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+from stagetree.notation import parse_stages
+from stagetree.tree import Stage
 
 
 class Frozen(BaseModel):
@@ -284,60 +268,6 @@ AnyLoss = Annotated[CrossEntropy | NLL | MSE, Discriminator("name")]
 
 # ---------------------------------------------------------------- schedule
 
-NOTATION = "write stages as [[20, 1e-1], [10, 1e-3]]"
-
-
-def parse_stages(value: Any) -> tuple[Stage, ...]:
-    """Read a schedule in any notation that people write.
-
-    Text such as `"[(20,1e-1),(10,1e-3)]"`, lists of pairs, lists of `{epochs, lr}`, and what YAML makes of the
-    unquoted text: `["(20", "1e-1)", ...]`.
-
-    Raises:
-        ValueError: naming the stage, what it got, and how to write it.
-    """
-    if isinstance(value, (list, tuple)) and value and all(isinstance(part, str) for part in value):
-        value = "[" + ",".join(value) + "]"
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise ValueError(f"not a list of stages, got {value!r} ({NOTATION})") from None
-    if isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value):
-        value = [value]  # one bare pair: (20, 1e-1)
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"must be a list of at least one stage, got {value!r} ({NOTATION})")
-    problems, stages = [], []
-    for position, part in enumerate(value):
-        try:
-            stages.append(_parse_stage(part))
-        except ValueError as error:
-            problems.append(f"stages[{position}]: {error}")
-    if problems:
-        raise ValueError("; ".join(problems) + f" ({NOTATION})")
-    return tuple(stages)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _parse_stage(part: Any) -> Stage:
-    if isinstance(part, Stage):
-        return part
-    if isinstance(part, Mapping):
-        if set(part) != {"epochs", "lr"}:
-            raise ValueError(f"needs exactly the keys epochs and lr, got {sorted(map(str, part))}")
-        part = (part["epochs"], part["lr"])
-    if not isinstance(part, (list, tuple)) or len(part) != 2:
-        raise ValueError(f"must be a pair of epochs and lr, got {part!r}")
-    epochs, lr = part
-    if not _is_number(epochs) or epochs != int(epochs) or epochs < 1:
-        raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")
-    if not _is_number(lr) or not math.isfinite(lr) or lr <= 0:
-        raise ValueError(f"lr must be a finite number above 0, got {lr!r}")
-    return Stage(epochs=int(epochs), lr=float(lr))
-
 
 class Schedule(Frozen):
     """The stages of a run."""
@@ -414,6 +344,13 @@ class Report(Frozen):
     """`seed`: mean, standard deviation and n over the runs that differ in this column alone."""
     output: str = "leaderboard.csv"
     """File that is written."""
+    page: bool = True
+    """Write a page beside that file, named alike but for `.html`, which opens in any browser."""
+
+    @property
+    def page_path(self) -> Path | None:
+        """Of the page, if it is wanted."""
+        return Path(self.output).with_suffix(".html") if self.page else None
 
 
 class Predict(Frozen):
@@ -423,6 +360,15 @@ class Predict(Frozen):
     """A run's name, the beginning of its id (at least 4 characters), or `best`."""
     pictures: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     """Paths of picture files."""
+
+
+class Export(Frozen):
+    """A trained model for other programs."""
+
+    run: str = "best"
+    """As for `predict`."""
+    folder: str = "model"
+    """That is made; it must not hold anything yet."""
 
 
 class UI(Frozen):
@@ -444,6 +390,7 @@ class Config(Frozen):
     tracking: Tracking
     report: Report
     predict: Predict
+    export: Export
     ui: UI
     seed: Seed
     """Of initial weights, minibatch order and dropout."""
@@ -456,115 +403,3 @@ class Config(Frozen):
     def store_uri(self) -> str:
         """MLflow's tracking URI; without one, SQLite in the output folder."""
         return self.tracking.uri or f"sqlite:///{Path(self.output_dir).resolve() / 'mlflow.db'}"
-
-
-# ---------------------------------------------------------------- identity
-
-
-def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, device: str) -> Run:
-    """Separate what decides the numbers (the trunk and the stages) from what does not.
-
-    Args:
-        config: checked.
-        digest: of the data's content.
-        in_features: of one picture.
-        n_classes: of the data.
-        device: what `auto` stands for here, at the most specific.
-    """
-    plain = config.model_dump(mode="json")
-    trainer = plain["trainer"]
-    n_params = config.model.n_params(in_features, n_classes)
-    shape = {
-        "data": digest,
-        **{name: plain["dataset"][name] for name in ("mean", "std", "val_size")},
-        "val_seed": config.dataset.val_seed if config.dataset.val_size else 0,
-        "model": plain["model"],
-        "n_params": n_params,
-        "loss": plain["loss"],
-        "reset_optimizer": config.schedule.reset_optimizer,
-        **{name: trainer[name] for name in ("batch_size", "eval_batch_size", "shuffle", "precision")},
-        "device": device,
-        "threads": config.trainer.threads if device == "cpu" else 1,
-    }
-    optimizer = plain["optimizer"]
-    folded = config.trainer.precision != "bfloat16" and optimizer == SGD(name="sgd").model_dump(mode="json")
-    return Run(
-        trunk=canonical_json({**shape, "optimizer": optimizer, "seed": config.seed}),
-        shape=canonical_json({**shape, "optimizer": optimizer["name"], "folded": folded}),
-        stages=config.schedule.stages,
-    )
-
-
-# ---------------------------------------------------------------- checks
-
-
-def check(values: Mapping[str, Any]) -> Config:
-    """Turn composed plain values into a `Config`.
-
-    Raises:
-        InputError: with a line for each mistake.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        lines = dict.fromkeys(_describe(problem, values) for problem in error.errors(include_url=False))
-        raise InputError("\n".join(lines)) from None
-
-
-def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """One sentence for one of pydantic's errors: where, what is wrong, what was given, what is expected."""
-    where = _path(problem["loc"], values)
-    kind, got, context = problem["type"], problem["input"], problem.get("ctx", {})
-    if kind == "value_error":
-        return f"{where}: {context['error']}"
-    if kind == "missing":
-        return f"{where}: is not set (give it as {where}=...)"
-    if kind == "extra_forbidden":
-        known = _known_fields(problem["loc"][:-1], values)
-        return f"{where}: there is no such setting{choices(str(problem['loc'][-1]), known)}"
-    if kind in ("literal_error", "union_tag_invalid", "union_tag_not_found"):
-        known = re.findall(r"'(\w+)'", context.get("expected") or context.get("expected_tags") or "")
-        key = where if kind == "literal_error" else f"{where}.name"
-        name = got.get("name") if isinstance(got, Mapping) else got
-        return f"{key}: got {name!r}{choices(str(name), known)}"
-    bounds = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge"),
-              "less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}  # fmt: skip
-    if kind in bounds:
-        word, key = bounds[kind]
-        return f"{where}: must be {word} {context[key]}, got {got!r}"
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{where}: must be {expected}, got {got!r}"
-
-
-def _path(loc: tuple, values: Mapping[str, Any]) -> str:
-    """`optimizer.betas[1]` for pydantic's `('optimizer', 'adam', 'betas', 1)`: tags of unions are left out."""
-    path, here = "", values
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-            here = here[part] if isinstance(here, (list, tuple)) and part < len(here) else None
-        elif isinstance(here, Mapping) and part in here:
-            path += f".{part}"
-            here = here[part]
-        elif part == loc[-1] and isinstance(here, Mapping) and part != here.get("name"):
-            path += f".{part}"  # a missing field
-    return path.removeprefix(".")
-
-
-def _known_fields(loc: tuple, values: Mapping[str, Any]) -> list[str]:
-    model: Any = Config
-    for part in loc:
-        fields = getattr(model, "model_fields", {})
-        if part in fields:
-            model = fields[part].annotation
-        members = get_args(model)
-        chosen = [m for m in members if part in get_args(m.model_fields["name"].annotation)] if members else []
-        model = chosen[0] if chosen else model
-    return sorted(getattr(model, "model_fields", {}))
-
-
-def choices(got: str, known: list[str]) -> str:
-    """End a sentence about a wrong name: what there is, and the nearest."""
-    near = difflib.get_close_matches(got, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f", expected one of {', '.join(sorted(known))}{hint}"

@@ -15,8 +15,9 @@ import numpy as np
 
 from stagetree import datasets
 from stagetree.checkpoint import read_sealed, write_atomic, write_sealed
-from stagetree.config import Dataset, InputError
-from stagetree.plan import canonical_json
+from stagetree.config import Dataset
+from stagetree.mistakes import InputError
+from stagetree.tree import canonical_json
 
 if TYPE_CHECKING:
     import torch

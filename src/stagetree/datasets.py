@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stagetree.config import Dataset, Digits, Emnist, HeldOutTest, ImageFolder, InputError, Npz, Torchvision, printable
+from stagetree.config import Dataset, Digits, Emnist, HeldOutTest, ImageFolder, Npz, Torchvision
+from stagetree.mistakes import InputError, printable
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from stagetree.config import Config
 from stagetree.data import DataInfo
-from stagetree.plan import Run, StageTree
+from stagetree.tree import Run, StageTree
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,18 @@ class RunEntry:
     """`name`, `digest`, `n_train`, `n_test`."""
     shared_epochs: int
     """Epochs of its schedule that it shares with another run of the sweep."""
+    command: str
+    """Trains this run alone."""
 
 
 def describe(
-    runs: Mapping[str, Run], configs: Mapping[str, Config], infos: Mapping[str, DataInfo], whole: StageTree
+    runs: Mapping[str, Run],
+    configs: Mapping[str, Config],
+    infos: Mapping[str, DataInfo],
+    whole: StageTree,
+    commands: Mapping[str, str],
 ) -> tuple[RunEntry, ...]:
-    """Describe each run; names say what varies in the sweep."""
+    """Describe each run; names say what varies in the sweep. All mappings are by uid."""
     params = {uid: _params(config, infos[uid]) for uid, config in configs.items()}
     # a setting that only some optimizers or losses have varies where those that have it differ
     values: dict[str, set[str]] = {}
@@ -59,6 +65,7 @@ def describe(
                 "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,
             },
             shared_epochs=sum(epochs[node] for node in paths[uid] if users[node] > 1),
+            command=commands[uid],
         )
         for uid in runs
     )  # fmt: skip

@@ -1,16 +1,61 @@
-"""The stage tree as people read it in a terminal: branches that differ in their learning rates alone are one line."""
+"""A plan as people read it in a terminal: branches that differ in their learning rates alone are one line."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from stagetree.plan import Node, StageTree
+from stagetree.tree import Node, StageTree
 
 MOST_LRS, MOST_NAMES = 8, 3
 """In one line."""
 MOST_LINES = 40
+
+
+def show(plan: Mapping[str, Any], tree: StageTree, names: Mapping[str, str], console: Console) -> None:
+    """Print counts, the tree of what is left, and what training it takes.
+
+    Args:
+        plan: `Plan.summary`.
+        tree: of what is left to train.
+        names: of each run without its schedule, by trunk.
+        console: where to.
+    """
+    to_train = len(plan["runs"]) - plan["finished"]
+    saved = 1 - plan["epochs_distinct"] / plan["epochs_asked"]
+    lines = [
+        f"sweep {plan['sweep']}: {plan['points']} points, {plan['duplicates']} duplicates, "
+        f"{plan['finished']} finished, {to_train} to train",
+        f"epochs: {plan['epochs_asked']} asked for, {plan['epochs_distinct']} after sharing prefixes "
+        f"({saved:.0%} saved), {plan['epochs_to_train']} to train",
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    if not tree.roots:
+        return
+    console.print(draw(tree, names), highlight=False)
+    waves = plan["waves"]
+    line = f"units: {sum(map(len, waves))} in {len(waves)} wave{'s' * (len(waves) > 1)}"
+    if plan["largest_pack"] is not None:
+        line += f", packs of up to {plan['largest_pack']}"
+    line += f"; {size(plan['estimated_bytes'])} on disk"
+    if plan["estimated_seconds"] is not None:
+        line += f"; {duration(plan['estimated_seconds'])}, by what this machine was measured to train"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def size(n_bytes: float) -> str:
+    """`3 MB` or `1.2 GB`."""
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
 def draw(tree: StageTree, names: Mapping[str, str]) -> Tree:

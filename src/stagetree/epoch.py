@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stagetree import data
 from stagetree.capture import Replayed, record_cuda
-from stagetree.config import InputError
 from stagetree.loss import loss_gradient, loss_sums
+from stagetree.mistakes import InputError
 from stagetree.model import Layer, Pack, State
 from stagetree.optimizer import PackOptimizer
 

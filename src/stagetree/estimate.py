@@ -4,15 +4,14 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 from stagetree.data import DataInfo, val_count
-from stagetree.plan import Node, StageTree, Unit, even_packs
 from stagetree.speed import Speed
+from stagetree.tree import Node, StageTree, Unit, even_packs
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
-
-
 STATE_BYTES, RUN_BYTES = 2_000, 30_000
 """Of files beside the weights: a state's record, and a run's artifacts and rows in MLflow's database."""
 UNFOLDED = 1.5
@@ -69,10 +68,12 @@ def largest_pack(waves: Sequence[Sequence[Unit]], speeds: Mapping[str, Speed], p
 
 def disk_bytes(tree: StageTree) -> int:
     """Estimate what a sweep leaves on disk: states, and each run's weights once more among MLflow's artifacts."""
+    n_params = cache(lambda shape: json.loads(shape)["n_params"])
+    n_moments = cache(lambda trunk: _moments(json.loads(trunk)["optimizer"]))
     total = 0
     for node in tree.walk():
-        weights = 4 * json.loads(node.shape)["n_params"]
-        total += STATE_BYTES + weights * (1 + _moments(json.loads(node.trunk)["optimizer"]))
+        weights = 4 * n_params(node.shape)
+        total += STATE_BYTES + weights * (1 + n_moments(node.trunk))
         total += (RUN_BYTES + weights) * node.final
     return total
 

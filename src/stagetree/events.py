@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stagetree.config import InputError
+from stagetree.mistakes import InputError
 
 Event = Mapping[str, Any]
 

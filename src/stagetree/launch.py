@@ -15,7 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from stagetree.config import InputError
+from stagetree.mistakes import InputError
 from stagetree.stopping import leave_ctrl_c_to_the_launcher, stop_asked
 
 log = logging.getLogger(__name__)

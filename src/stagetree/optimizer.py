@@ -21,15 +21,8 @@ CLASSES = {
     "adadelta": torch.optim.Adadelta,
 }
 FUSED = {"sgd", "adam", "adamw"}  # torch.optim has these as one kernel; on the CPU Adagrad too
-CAPTURABLE = {
-    "adam",
-    "adamw",
-    "nadam",
-    "radam",
-    "adamax",
-    "rmsprop",
-    "adadelta",
-}  # torch.optim's option for CUDA graphs
+# these have torch.optim's option for CUDA graphs
+CAPTURABLE = {"adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adadelta"}
 
 
 class PackOptimizer:

@@ -1,6 +1,5 @@
-"""Looking at pictures: what a data set holds (`stagetree data`), and what a run makes of one (`stagetree predict`)."""
+"""Looking at pictures: what a data set holds, what a run makes of one, and giving a trained model away."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +8,13 @@ from pandas import DataFrame, Series
 from rich.console import Console
 from rich.table import Table
 
-from stagetree import checkpoint, data, datasets, report, store
+from stagetree import data, datasets, report, store
 from stagetree.checkpoint import write_atomic
-from stagetree.config import Config, InputError, choices, printable
+from stagetree.config import Config
 from stagetree.data import Arrays, DataInfo
+from stagetree.export import export
+from stagetree.mistakes import InputError, choices, printable
+from stagetree.network import Network
 
 SHOWN = 40
 """Sample pictures in the grid."""
@@ -43,7 +45,9 @@ def describe_data(config: Config, console: Console) -> None:
     for name, train, test in zip(info.classes, *counts, strict=True):
         table.add_row(name, f"{train:,}", f"{test:,}")
     console.print(table, markup=False)
-    for note in info.notes:
+    for note in data.find(info.digest, Path(config.output_dir)).notes or (
+        "no test picture stands in the training set",
+    ):
         console.print(note, markup=False, highlight=False)
     path = Path(config.output_dir) / "data" / f"{info.name}.png"
     write_atomic(path, draw_samples(arrays))
@@ -105,8 +109,14 @@ def predict(config: Config, console: Console) -> None:
         console.print(f"{printable(path)}: {said}", markup=False, highlight=False, soft_wrap=True)
 
 
-def find_run(frame: DataFrame, name: str, metric: str | None = None) -> Series:
+def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: str = "predict.run") -> Series:
     """Find a finished run by `best`, by its name, or by at least 4 characters that its id begins with.
+
+    Args:
+        frame: from `store.load`.
+        name: of the run.
+        metric: for `best`, as for `report.rank`.
+        setting: that gave the name.
 
     Raises:
         InputError: none or several fit, or it is not finished.
@@ -119,34 +129,24 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None) -> Series:
         found = frame[by_id | (frame["run_name"] == name)]
     if found.empty:
         known = [*frame["run_name"].dropna().head(20), "best"]
-        raise InputError(f"predict.run: there is no run {name!r}{choices(name, known)}")
+        raise InputError(f"{setting}: there is no run {name!r}{choices(name, known)}")
     if len(found) > 1:
         ids = ", ".join(found["run_id"].str[:8])
-        raise InputError(f"predict.run: {name!r} fits {len(found)} runs, with the ids {ids} (give one of these)")
+        raise InputError(f"{setting}: {name!r} fits {len(found)} runs, with the ids {ids} (give one of these)")
     run = found.iloc[0]
     if run["status"] != "finished":
-        raise InputError(f"predict.run: {name!r} is {run['status']}, expected a finished run (launch its sweep again)")
+        raise InputError(f"{setting}: {name!r} is {run['status']}, expected a finished run (launch its sweep again)")
     return run
 
 
 def classify(uid: str, pictures: Sequence[str], output_dir: Path) -> list[list[tuple[str, float]]]:
     """For each picture the most probable classes with their probabilities, by the final state of a run."""
-    import torch
-
-    from stagetree.model import sequential
-
-    record, weights, _ = checkpoint.load(checkpoint.folder_of(output_dir), uid)
-    trunk = json.loads(record.trunk)
-    info = data.find(trunk["data"], output_dir)
-    module = sequential(info.in_features, n_classes=len(info.classes), **trunk["model"]).eval()
-    module.load_state_dict(weights)
-    rows = torch.from_numpy(np.stack([_read(Path(path), info) for path in pictures]))
-    with torch.no_grad():
-        probabilities = module(data.to_float(rows, info, trunk["mean"], trunk["std"])).softmax(-1)
-    top = probabilities.topk(min(LIKELY, len(info.classes)))
+    network = Network.load(output_dir, uid)
+    probabilities = network.probabilities(np.stack([_read(Path(path), network.info) for path in pictures]))
+    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELY]
     return [
-        [(info.classes[index], share) for index, share in zip(indices, shares, strict=True)]
-        for indices, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        [(network.info.classes[index], float(shares[index])) for index in indices]
+        for shares, indices in zip(probabilities, top, strict=True)
     ]
 
 
@@ -155,3 +155,21 @@ def _read(path: Path, info: DataInfo) -> np.ndarray:
     if info.scale == 1.0 or channels not in (1, 3):
         raise InputError(f"predict.run: it was trained on arrays of {info.image_shape} that no picture file holds")
     return datasets.read_picture(path, height=height, width=width, grayscale=channels == 1).reshape(-1)
+
+
+# ---------------------------------------------------------------- export
+
+
+def export_run(config: Config) -> None:
+    """Write a finished run as plain files, and print what they are.
+
+    Raises:
+        InputError: no such run, it is not finished, its files are gone, or the folder holds something.
+    """
+    frame = store.load(config.store_uri, config.tracking.experiment)
+    run = find_run(frame, config.export.run, config.report.metric, "export.run")
+    known = run[run.notna()].drop(["status"])
+    about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
+    folder = Path(config.export.folder)
+    export(Path(config.output_dir), run["uid"], folder, about)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (cd {folder} && python example.py)")

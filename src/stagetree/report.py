@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stagetree.checkpoint import write_atomic
-from stagetree.config import AnyOptimizer, InputError, choices
+from stagetree.config import AnyOptimizer
+from stagetree.mistakes import InputError, choices
 from stagetree.store import ATTRIBUTES, METRICS, PARAMS
 
 _FIGURES = ("val_loss", "val_acc", "test_loss", "test_acc")
@@ -198,7 +199,12 @@ def show(frame: DataFrame, top: int, console: Console, path: Path | None = None)
         table.add_row(*map(Text, row))  # Text: a name in [brackets] is no markup
     options = console.options.update(width=sum(widths.values()) + 2 * len(widths))
     console.print(Segments(console.render(table, options)), crop=False, end="")
-    _print_line(_summary(frame, top, path), console)
+    parts = [summary(frame)]
+    if top < len(frame):
+        parts.append(f"first {top} of {len(frame)} lines above")
+    if path:
+        parts.append(f"all in {path}")
+    _print_line("; ".join(parts), console)
 
 
 def _format_columns(frame: DataFrame, top: int) -> dict[str, list[str]]:
@@ -257,7 +263,12 @@ def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
     return {name: chosen[name] for name in widths if name in chosen}
 
 
-def _summary(frame: DataFrame, top: int, path: Path | None) -> str:
+def summary(frame: DataFrame) -> str:
+    """`32 runs, 0 failed; ranked by test_acc`.
+
+    Args:
+        frame: from `rank` or `aggregate`.
+    """
     if "status" in frame:
         n_runs, states = len(frame), frame["status"].value_counts()
         counts = {name: states.get(name, 0) for name in _STATUSES if name != "finished"}
@@ -265,13 +276,32 @@ def _summary(frame: DataFrame, top: int, path: Path | None) -> str:
         n_failed = int(frame["n_failed"].sum())
         n_runs, counts = int(frame["n"].sum()) + n_failed, {"failed": n_failed}
     said = [f"{count} {name}" for name, count in counts.items() if count or name == "failed"]
-    unit = "run" if n_runs == 1 else "runs"
-    parts = [f"{n_runs} {unit}, {', '.join(said)}", f"ranked by {frame.attrs['metric']}"]
-    if top < len(frame):
-        parts.append(f"first {top} of {len(frame)} lines above")
-    if path:
-        parts.append(f"all in {path}")
-    return "; ".join(parts)
+    return f"{n_runs} run{'s' * (n_runs != 1)}, {', '.join(said)}; ranked by {frame.attrs['metric']}"
+
+
+def useful_columns(frame: DataFrame) -> tuple[list[str], list[str]]:
+    """Name the params that vary and the metrics that some run has, as MLflow spells them.
+
+    Args:
+        frame: from `rank`.
+    """
+    known = ("rank", *ATTRIBUTES, *METRICS)
+    params = [name for name in frame if name not in known and frame[name].nunique() > 1]
+    metrics = [name for name in frame if name in METRICS and frame[name].notna().any()]
+    return params, [re.sub(r"_(?=loss|acc)", "/", name) for name in metrics]
+
+
+def to_markdown(frame: DataFrame, top: int) -> str:
+    """Write the first lines as a table in Markdown, with the columns that `show` would print.
+
+    Args:
+        frame: from `rank` or `aggregate`.
+        top: lines.
+    """
+    columns = _format_columns(frame, top)
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    escaped = ([_printable(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def _printable(text: str) -> str:

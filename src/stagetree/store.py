@@ -7,7 +7,7 @@ import math
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,16 @@ from pandas import DataFrame, Series
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from stagetree.config import InputError, Metric, choices
+from stagetree.config import Metric
+from stagetree.mistakes import InputError, choices
 
-ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "status", "reason")
+ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "status", "reason", "command")
 PARAMS = ("dataset", "architecture", "n_params", "optimizer", "lrs", "epochs", "batch_size", "seed")
 METRICS = get_args(Metric)
 """What runs can be ranked by; ties are broken in this order, but never by time, which no two machines share."""
 
+MOST_IDS = 500
+"""In one query."""
 _TEXT_PARAMS = {"dataset", "dataset_digest"}  # the hexadecimal digest 12e4 is no number
 
 
@@ -53,8 +56,7 @@ def load(uri: str, experiment: str) -> DataFrame:
     Raises:
         InputError: the store cannot be read, or has no such experiment.
     """
-    dialect = uri.split("://")[0].split("+")[0]
-    read = _read_sql if dialect in ("sqlite", "postgresql", "mysql", "mssql") else _read_mlflow
+    read = _read_sql if is_sql(uri) else _read_mlflow
     return _to_frame(read(uri, experiment))
 
 
@@ -86,6 +88,51 @@ def _read_sql(uri: str, experiment: str) -> list[_Recorded]:
     except (SQLAlchemyError, ImportError) as error:
         raise _unreadable(uri, getattr(error, "orig", None) or error) from error
     return list(recorded.values())
+
+
+def load_histories(uri: str, run_ids: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+    """Read the learning curves of runs: for each id, for each metric such as `train/acc`, its value by epoch.
+
+    Only metrics with a slash, which those of the epochs are. From an MLflow server this takes a request for each curve.
+
+    Raises:
+        InputError: the store cannot be read.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {run_id: {} for run_id in run_ids}
+    if not is_sql(uri):
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client = MlflowClient(uri)
+            for run_id, curves in found.items():
+                for key in filter(_is_curve, client.get_run(run_id).data.metrics):
+                    history = client.get_metric_history(run_id, key)
+                    curves[key] = {point.step: _unclamped(point.value) for point in history}
+        except MlflowException as error:
+            raise _unreadable(uri, error) from error
+        return found
+    table = _sql_table("metrics", "run_uuid", "key", "step", "value", "is_nan")
+    try:
+        with _engine(uri).connect() as connection:
+            for first in range(0, len(run_ids), MOST_IDS):
+                chosen = table.c.run_uuid.in_(run_ids[first : first + MOST_IDS])
+                query = sql.select(*table.c).where(chosen).order_by(table.c.run_uuid, table.c.key, table.c.step)
+                for run_id, key, step, value, is_nan in connection.execute(query):
+                    if _is_curve(key):
+                        found[run_id].setdefault(key, {})[step] = math.nan if is_nan else _unclamped(value)
+    except SQLAlchemyError as error:
+        raise _unreadable(uri, getattr(error, "orig", None) or error) from error
+    return found
+
+
+def is_sql(uri: str) -> bool:
+    """Whether a store is a database that can be asked directly."""
+    return uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def _is_curve(key: str) -> bool:
+    return "/" in key
 
 
 def _sql_table(name: str, *columns: str) -> sql.TableClause:
@@ -157,6 +204,7 @@ def _to_frame(recorded: Iterable[_Recorded]) -> DataFrame:
             "uid": run.tags.get("stagetree.uid"),
             "status": run.status.lower(),
             "reason": run.tags.get("stagetree.reason"),
+            "command": run.tags.get("stagetree.command"),
         }
         for run in runs
     ]

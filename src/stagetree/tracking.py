@@ -6,7 +6,6 @@ is made good from the checkpoints by `Tracker.finish` when a run is done or foun
 
 import contextlib
 import json
-import logging
 import math
 import os
 import socket
@@ -23,7 +22,7 @@ import yaml
 from stagetree import checkpoint
 from stagetree.checkpoint import Record
 from stagetree.claims import store_claims
-from stagetree.config import InputError
+from stagetree.connect import connect, experiment_id, find_sweep
 from stagetree.curves import draw
 from stagetree.describe import RunEntry
 
@@ -75,8 +74,8 @@ class Tracker:
         self._ended: set[str] = set()
         self._pending: dict[str, dict[int, Mapping[str, float]]] = {}
         self._next_flush = 0.0
-        self._client = _client(uri)
-        self._experiment = _experiment(self._client, experiment, uri, output_dir / "artifacts")
+        self._client = connect(uri)
+        self._experiment = experiment_id(self._client, experiment, uri, output_dir / "artifacts")
         self._sweep_id = sweep_id
         self._writer = f"{socket.gethostname()} {output_dir.resolve()}"
         self._tags = _environment_tags() | {"stagetree.writer": self._writer, "stagetree.launch": launch}
@@ -220,18 +219,17 @@ class Tracker:
         return True
 
     def _find_parent(self, command: str) -> str:
-        query = f"tags.`stagetree.kind` = 'sweep' AND tags.`stagetree.sweep` = '{self._sweep_id}'"
         deadline = time.monotonic() + OTHERS_S
         while True:
             mine = self._claims.take(self._claim("sweep", self._sweep_id))
-            found = self._client.search_runs([self._experiment], query, max_results=1)
+            found = find_sweep(self._client, self._experiment, self._sweep_id)
             if found or mine or time.monotonic() > deadline:
                 break
             time.sleep(0.2)  # the same command runs twice, and the other process is about to make it
         if found:
             if mine:
-                self._client.update_run(found[0].info.run_id, status="RUNNING")
-            return found[0].info.run_id
+                self._client.update_run(found, status="RUNNING")
+            return found
         tags = self._tags | {
             "stagetree.kind": "sweep",
             "stagetree.sweep": self._sweep_id,
@@ -286,6 +284,7 @@ class Tracker:
             "stagetree.uid": run.uid,
             "stagetree.sweep": self._sweep_id,
             "stagetree.shared_epochs": str(run.shared_epochs),
+            "stagetree.command": run.command[:LONGEST_TAG],
             "mlflow.parentRunId": self._parent,
         }
         run_id = self._client.create_run(self._experiment, run_name=run.name, tags=tags).info.run_id
@@ -353,55 +352,6 @@ def _name(tags: Mapping[str, str]) -> str:
 
 def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name not in ("kind", "uid", "epoch", "seconds")}
-
-
-def _client(uri: str):
-    """Connect. A new SQLite database is made aside, under a lock, since MLflow makes its schema without either.
-
-    Raises:
-        InputError: a database is there that cannot be used.
-    """
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
-    if not uri.startswith("sqlite:///"):
-        return MlflowClient(tracking_uri=uri)
-    from filelock import FileLock
-
-    path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            aside = path.with_name(f".{path.name}.new")
-            aside.unlink(missing_ok=True)
-            MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
-            os.replace(aside, path)
-        try:
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
-        except Exception as error:  # SQLAlchemy's and MLflow's, of many kinds
-            raise InputError(
-                f"{path}: cannot be used, got {str(error).splitlines()[0]} (move it away: the same command makes a new "
-                "one, and records what is finished from the checkpoints)"
-            ) from error
-        return client
-
-
-def _experiment(client, name: str, uri: str, artifacts: Path) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
-            return client.create_experiment(name, artifact_location=location)
-        except MlflowException:  # another sweep was quicker
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return found.experiment_id
 
 
 def _environment_tags() -> dict[str, str]:

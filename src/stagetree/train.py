@@ -17,8 +17,8 @@ from stagetree.claims import Claims, store_claims
 from stagetree.epoch import Split, Training, evaluate, never, prepare_device
 from stagetree.events import EventLog
 from stagetree.model import State, initial_state
-from stagetree.plan import Node, Stage, prefix_uid
 from stagetree.stopping import Stopped
+from stagetree.tree import Node, Stage, prefix_uid
 from stagetree.unit import Settings
 
 QUICK_S = 0.3

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from stagetree.config import Config, InputError
+from stagetree.config import Config
+from stagetree.connect import VIEW, VIEW_TAG
+from stagetree.mistakes import InputError
 
 
 def serve(config: Config) -> None:
@@ -31,6 +33,8 @@ def serve(config: Config) -> None:
         raise InputError(f"tracking.experiment: {config.tracking.experiment!r} has no runs in {uri} (train first)")
     # Without the parameter MLflow opens an overview for language models.
     address = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    if VIEW_TAG in experiment.tags:
+        address += f"&viewStateShareKey={VIEW}"
     print(address, flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagetree.checkpoint import read_sealed, write_sealed
-from stagetree.config import InputError
-from stagetree.plan import Node
+from stagetree.mistakes import InputError
+from stagetree.tree import Node
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 from stagetree import checkpoint
 from stagetree.claims import Claims, store_claims
 from stagetree.events import EventLog
-from stagetree.plan import Node, next_pack, path_to
 from stagetree.stopping import Stopped, Watch
 from stagetree.train import Trainer
+from stagetree.tree import Node, next_pack, path_to
 from stagetree.unit import Settings, read_unit
 
 WAIT_S = 0.2

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from stagetree.claims import store_claims
-from stagetree.config import InputError
 from stagetree.events import EventReader
+from stagetree.mistakes import InputError
 from stagetree.progress import ProgressDisplay
 from stagetree.stopping import is_launching
 from stagetree.tail import POLL_S

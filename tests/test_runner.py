@@ -76,7 +76,7 @@ def test_the_command_prints_the_plan_and_the_leaderboard_and_says_how_to_go_on(s
 
 def test_the_folder_holds_mlruns_and_the_leaderboard_and_nothing_else(swept):
     folder, _ = swept
-    assert sorted(path.name for path in folder.iterdir()) == ["leaderboard.csv", "mlruns"]
+    assert sorted(path.name for path in folder.iterdir()) == ["leaderboard.csv", "leaderboard.html", "mlruns"]
     assert sorted(path.name for path in (folder / "mlruns").iterdir()) == [
         "artifacts", "checkpoints", "claims.lock", "data", "mlflow.db", "mlflow.db.lock", "speeds", "sweeps",
     ]  # fmt: skip
@@ -244,7 +244,7 @@ def test_a_tracking_server_takes_the_runs_and_yaml_the_notation_that_people_writ
     assert [(row["status"], row["lrs"], row["epochs"]) for row in rows(work)] == [
         ("finished", "[0.1, 0.01]", "[2, 1]"), ("finished", "[0.1, 0.01]", "[2, 1]"),
     ]  # fmt: skip
-    assert len(list((tmp_path / "served").rglob("weights.safetensors"))) == 2
+    assert len(list((tmp_path / "served").rglob("weights.safetensors"))) == 3  # of the best run once more, as a model
     assert not (work / "mlruns" / "mlflow.db").exists()
 
 

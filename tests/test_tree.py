@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from stagetree import plan
-from stagetree.plan import Finished, Node, Run, Stage, StageTree, even_packs, next_pack, prefix_uid
+from stagetree import tree as trees
+from stagetree.tree import Finished, Node, Run, Stage, StageTree, even_packs, next_pack, prefix_uid
 
 
 def run(*stages, trunk="t", shape="s"):
@@ -18,7 +18,7 @@ def run(*stages, trunk="t", shape="s"):
 def cut_waves(tree, workers, **epoch_cost):
     """An epoch of any shape costs 1 unless told otherwise."""
     costs = {node.shape: epoch_cost.get(node.shape.strip('"'), 1.0) for node in tree.walk()}
-    return plan.cut_waves(tree, workers, costs)
+    return trees.cut_waves(tree, workers, costs)
 
 
 def lines(tree):
@@ -37,7 +37,7 @@ def test_a_uid_is_the_same_in_every_process_and_on_every_machine():
     uid = prefix_uid(trunk, (Stage(20, 1e-1), Stage(10, 1e-3)))
     expected = "f839740d1dfd9a61c205165a1c70ddbe06aed976fb5cf554de9d93b83aa0aae7"
     assert uid == expected
-    code = f"from stagetree.plan import *; print(prefix_uid({trunk!r}, (Stage(20, 0.1), Stage(10, 0.001))))"
+    code = f"from stagetree.tree import *; print(prefix_uid({trunk!r}, (Stage(20, 0.1), Stage(10, 0.001))))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == expected
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -24,16 +25,21 @@ from stagetree.claims import store_claims
 from stagetree.compose import Job
 from stagetree.config import Config
 from stagetree.events import EventLog, EventReader
-from stagetree.plan import Node, StageTree, Unit
 from stagetree.prepare import Plan, plan
 from stagetree.progress import ProgressDisplay
 from stagetree.stopping import Interrupted, Launching, stop_asked
 from stagetree.tail import Tail, in_a_line
 from stagetree.tracking import Tracker
+from stagetree.tree import Node, StageTree, Unit
 from stagetree.unit import Settings, write_unit
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Launch = Callable[[Path, Sequence[str]], None]
 
+NOTED = 20
+"""Lines of the leaderboard in the sweep's description in MLflow."""
 DEATHS = 3
 """Of workers that train one run alone, before it is blamed: the first two may have been killed for something else."""
 
@@ -48,6 +54,8 @@ class Outcome:
     """The best validation accuracy, or test accuracy where there is no validation set; NaN if no run finished."""
     text: str
     """What to print last."""
+    leaderboard: "DataFrame | None" = None
+    """Of this sweep's runs; `None` if they could not be recorded."""
 
 
 def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[str]) -> Outcome:
@@ -92,7 +100,7 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
     tail = Tail(folder / "events", progress, new_tracker)
     with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
         # whoever finds this file finds its launch alive
-        said = planned.as_dict() | {"command": list(command)}
+        said = {**planned.summary, "command": list(command)}
         checkpoint.write_atomic(folder / "sweep.json", json.dumps(said).encode())
         crew = _Crew(planned, output_dir, folder, launch, since)
         try:
@@ -102,7 +110,7 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
             trouble = error
     if launching.signal is not None:
         raise Interrupted(launching.signal)
-    return _outcome(planned, since, tail.tracking_error, trouble)
+    return _outcome(planned, since, shlex.join(command), tail.tracking_error, trouble)
 
 
 class _MachineError(Exception):
@@ -184,8 +192,10 @@ class _Crew:
 # ---------------------------------------------------------------- leaderboard
 
 
-def _outcome(planned: Plan, since: float, tracking_error: Exception | None, trouble: Exception | None) -> Outcome:
-    """Rank this sweep's runs, print the top and write the file."""
+def _outcome(
+    planned: Plan, since: float, command: str, tracking_error: Exception | None, trouble: Exception | None
+) -> Outcome:
+    """Rank this sweep's runs, print the top and write the files."""
     config, several = planned.config, len(planned.runs) > 1
     folder = checkpoint.folder_of(Path(config.output_dir))
     records = [checkpoint.find(folder, uid, since=since) for uid in planned.runs]
@@ -201,31 +211,77 @@ def _outcome(planned: Plan, since: float, tracking_error: Exception | None, trou
     from stagetree import report, store
 
     frame = store.load(config.store_uri, config.tracking.experiment)
-    frame = report.rank(frame[frame["uid"].isin(planned.runs)], config.report.metric)
-    path = Path(config.report.output) if several else None
-    if path:
-        report.write_csv(frame, path)
+    frame = frame[frame["uid"].isin(planned.runs)]
+    ranked = report.rank(frame, config.report.metric)
+    files = _write(config, ranked, frame, command) if several else []
+    _publish(planned, frame, ranked, command, files)
     lines = []
     if not config.quiet:
-        report.show(frame, config.report.top, Console(), path)
-        lines = ["stagetree ui  opens these runs in MLflow"]
+        report.show(ranked, config.report.top, Console(), files[0] if files else None)
+        if len(files) > 1:
+            lines.append(f"{files[1]}  shows this with curves, settings and mistakes, in any browser")
+        lines.append("stagetree ui  opens these runs in MLflow")
     n_missing = len(planned.runs) - len(finished)
     if trouble:
         lines = [f"{trouble}", f"{n_missing} of {len(planned.runs)} runs are not finished; what is finished is kept. "
                  "Run the same command again to go on."]  # fmt: skip
     elif n_missing:
         lines.insert(0, f"{n_missing} of {len(planned.runs)} runs failed")
-    return Outcome(3 if n_missing or trouble else 0, objective, "\n".join(lines))
+    return Outcome(3 if n_missing or trouble else 0, objective, "\n".join(lines), ranked)
+
+
+def _write(config: Config, ranked: "DataFrame", frame: "DataFrame", command: str = "") -> list[Path]:
+    """Write the leaderboard as CSV and, if it is wanted, as a page; return both paths."""
+    from stagetree import report
+
+    paths = [Path(config.report.output)]
+    report.write_csv(ranked, paths[0])
+    if config.report.page_path and not frame.empty:
+        from stagetree.page import Source, write_page
+
+        paths.append(config.report.page_path)
+        source = Source(frame, config.store_uri, Path(config.output_dir), config.report.metric, command)
+        write_page(source, paths[1])
+    return paths
+
+
+def _publish(planned: Plan, frame: "DataFrame", ranked: "DataFrame", command: str, files: Sequence[Path]) -> None:
+    """Describe the sweep in MLflow, and log its best run as a model. The results do not depend on it."""
+    from stagetree import report
+    from stagetree.publish import Publisher
+
+    config = planned.config
+    best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
+    note = f"`{command}`\n\n{report.summary(ranked)}\n\n{report.to_markdown(ranked, NOTED)}"
+    try:
+        publisher = Publisher(
+            uri=config.store_uri, experiment=config.tracking.experiment, output_dir=Path(config.output_dir).resolve(),
+            sweep_id=planned.sweep_id,
+        )  # fmt: skip
+        publisher.describe(note, files)
+        publisher.choose_columns(*report.useful_columns(ranked))
+        for run in best.itertuples():
+            publisher.add_model(run.run_id, run.uid)
+    except Exception as error:  # of many kinds: MLflow's, the database's, the network's
+        print(f"note: MLflow did not take the sweep's description or model: {in_a_line(error)}", file=sys.stderr)
 
 
 def leaderboard(config: Config) -> None:
-    """Rank all runs of the experiment, print the top and write the file."""
+    """Rank all runs of the experiment, print the top and write the files."""
+    from stagetree import report
+
+    ranked, frame = ranking(config)
+    files = _write(config, ranked, frame)
+    report.show(ranked, config.report.top, Console(), files[0])
+    for page in files[1:]:
+        print(f"{page}  shows this with curves, settings and mistakes, in any browser")
+
+
+def ranking(config: Config) -> "tuple[DataFrame, DataFrame]":
+    """Rank all runs of the experiment: the leaderboard, and what it was made from."""
     from stagetree import report, store
 
     frame = store.load(config.store_uri, config.tracking.experiment)
     if config.report.group_by:
-        frame = report.aggregate(frame, config.report.group_by, config.report.metric)
-    else:
-        frame = report.rank(frame, config.report.metric)
-    report.write_csv(frame, Path(config.report.output))
-    report.show(frame, config.report.top, Console(), Path(config.report.output))
+        return report.aggregate(frame, config.report.group_by, config.report.metric), frame
+    return report.rank(frame, config.report.metric), frame

@@ -1,0 +1,160 @@
+"""Makes docs/configuration.md from the schema, and the pictures by the project's own commands.
+
+python docs/make.py               # the reference
+python docs/make.py --pictures    # the pictures too; needs Chromium, takes a minute
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from stagetree.config import Config
+
+DOCS = Path(__file__).resolve().parent
+HEAD = """\
+# Configuration
+
+Every setting, from the schema in [`config.py`](../src/stagetree/config.py). `make docs` writes this page.
+Give settings as `group.setting=value` and choose a group's file as `group=name`; `stagetree train --cfg job` prints
+what would be used. The default here is that of the schema; the files in [`conf`](../conf) set others, such as each data
+set's folder. A setting without a default comes from these files or must be given.
+"""
+GRID = [
+    "dataset=digits", "dataset.val_size=300", "model=mlp_300", "optimizer=sgd,adam", "seed=1,2,3",
+    "schedule.stages=[(6,1e-1),(4,1e-2)],[(6,1e-1),(4,1e-3)],[(6,1e-2),(4,1e-3)],[(10,1e-2)]",
+]  # fmt: skip
+SIZE = {"width": 1180, "height": 900}
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def configuration() -> str:
+    """The page, in Markdown."""
+    schema = Config.model_json_schema()
+    groups = schema["properties"]
+    parts = [HEAD, "## At the top\n", _table(schema, {k: v for k, v in groups.items() if not _targets(v)}, schema)]
+    for group, own in groups.items():
+        targets = _targets(own)
+        for target in targets:
+            found = schema["$defs"][target]
+            names = found["properties"].get("name", {})
+            choices = names.get("enum") or [names["const"]] if names else []
+            title = f"`{group}`: " + ", ".join(f"`{name}`" for name in choices) if len(targets) > 1 else f"`{group}`"
+            parts += [f"## {title}\n", found.get("description", "As in torch.optim.").split("\n")[0] + "\n"]
+            settings = {name: one for name, one in found["properties"].items() if name != "name"}
+            if settings:
+                parts.append(_table(found, settings, schema))
+    return "\n".join(parts)
+
+
+def _targets(own: Mapping[str, Any]) -> list[str]:
+    """Names of the definitions that a group may be."""
+    options = own.get("oneOf") or own.get("allOf") or [own]
+    return [option["$ref"].rsplit("/")[-1] for option in options if "$ref" in option]
+
+
+def _table(owner: Mapping[str, Any], settings: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    lines = ["| setting | is | default | |", "| --- | --- | --- | --- |"]
+    for name, one in settings.items():
+        default = "" if name in owner.get("required", ()) else f"`{json.dumps(one.get('default'))}`"
+        about = " ".join(one.get("description", "").split())
+        lines.append(f"| `{name}` | {_type(one)} | {default} | {about} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def _type(one: Mapping[str, Any]) -> str:
+    """What JSON schema says of a value, in words."""
+    if "enum" in one:
+        return ", ".join(f"`{value}`" for value in one["enum"])
+    if "anyOf" in one:
+        return " or ".join(dict.fromkeys(_type(option) for option in one["anyOf"]))
+    if "$ref" in one:
+        return "`[epochs, lr]`"
+    if one.get("type") == "array":
+        inner = one.get("items") or (one.get("prefixItems") or [{}])[0]
+        return f"list of {_type(inner)}"
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    said = [f"{sign} {one[key]:g}" for key, sign in bounds.items() if key in one and abs(one[key]) < 2**53]
+    words = {"integer": "whole number", "boolean": "`true`, `false`", "string": "text", "null": "`null`"}
+    return " ".join([words.get(one.get("type"), one.get("type", "any")), *said])
+
+
+# ---------------------------------------------------------------- the pictures
+
+
+def pictures(folder: Path) -> None:
+    """Draw the plan, the leaderboard page and MLflow's table of one small sweep."""
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = _run(scratch, "plan", *GRID)
+        _run(scratch, "sweep", *GRID)
+        _draw_terminal(f"$ stagetree plan {' '.join(GRID[2:])}\n{plan}", folder / "plan.svg")
+        server = [sys.executable, "-m", "stagetree", "ui", "--port", "0"]
+        with subprocess.Popen(server, cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as ui:
+            try:
+                address = ui.stdout.readline().strip()
+                _photograph(Path(scratch) / "leaderboard.html", address, folder)
+            finally:
+                ui.terminate()
+
+
+def _run(folder: str, *words: str) -> str:
+    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "110", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "stagetree", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def _draw_terminal(text: str, path: Path) -> None:
+    console = Console(record=True, width=112, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(Text.from_ansi(text))
+    console.save_svg(str(path), title="stagetree plan")
+
+
+def _photograph(page: Path, address: str, folder: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--use-angle=swiftshader"])
+        for scheme, name in (("light", "leaderboard.png"), ("dark", "leaderboard_dark.png")):
+            tab = browser.new_page(viewport=SIZE, color_scheme=scheme)
+            tab.goto(page.as_uri())
+            tab.wait_for_selector("#curves-plot .main-svg")
+            tab.screenshot(path=folder / name)
+        tab = browser.new_page(viewport=SIZE)
+        for _ in _retries():
+            try:
+                tab.goto(address)
+                break
+            except Exception:  # the server is not there yet
+                tab.wait_for_timeout(500)
+        tab.wait_for_selector("text=test/acc", timeout=60_000)
+        tab.wait_for_timeout(2000)
+        tab.screenshot(path=folder / "mlflow.png")
+        browser.close()
+
+
+def _retries() -> Iterator[int]:
+    return iter(range(60))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pictures", action="store_true")
+    arguments = parser.parse_args()
+    (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
+    if arguments.pictures:
+        pictures(DOCS / "pictures")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The commands as functions, for programs and notebooks: the same overrides, DataFrames as results.
+
+    from stagetree import leaderboard, plan, sweep
+
+    frame = sweep("dataset=mnist", "model=mlp,mlp_300", "schedule.stages=[(5,1e-1)],[(5,1e-2)]", "seed=1,2")
+
+Each call composes its own configuration: Hydra's global state stays as it is, and nothing is kept between calls.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.utils import setup_globals
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from stagetree import cli, prepare, runner
+from stagetree.compose import Job, compose_grid
+from stagetree.config import Config
+from stagetree.launch import count_workers, end_idle_workers, launch_by_hydra
+from stagetree.mistakes import InputError, composition_mistake
+from stagetree.notation import listed_stages
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def sweep(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
+    """Train a grid as `stagetree sweep` does, and rank its runs.
+
+    Args:
+        overrides: as on the command line, `seed=1,2` for several values; `quiet=true` prints nothing.
+        config_dir: a folder of further groups, as `--config-dir`.
+
+    Returns:
+        The leaderboard: a row a run, best first, failed ones last with their reason.
+
+    Raises:
+        InputError: with a line for each mistake, before anything trains.
+        RuntimeError: runs are trained and kept, but could not be recorded.
+        KeyboardInterrupt: states are kept; the same call goes on.
+    """
+    with composed(overrides, config_dir) as (context, config, jobs):
+        workers = count_workers(config, jobs[0].config.trainer.workers)
+        launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
+        try:
+            outcome = runner.run(jobs, workers=workers, launch=launch, command=["stagetree", "sweep", *overrides])
+        except KeyboardInterrupt:
+            end_idle_workers()
+            raise
+    if outcome.leaderboard is None:
+        raise RuntimeError(outcome.text)
+    return outcome.leaderboard
+
+
+def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
+    """Say what `sweep` would train with these overrides, and train nothing.
+
+    Returns:
+        A row a run: `uid`, `name`, `stages`, and whether it is `finished`. The frame's `attrs` have the rest of what
+        `stagetree plan --json` prints.
+
+    Raises:
+        InputError: with a line for each mistake.
+    """
+    from pandas import DataFrame
+
+    with composed(overrides, config_dir) as (_, config, jobs):
+        workers = count_workers(config, jobs[0].config.trainer.workers)
+        summary = dict(prepare.plan(jobs, workers=workers, measure=True).summary)
+    frame = DataFrame(summary.pop("runs"))
+    frame.attrs = summary
+    return frame
+
+
+def leaderboard(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
+    """Rank all runs of the experiment as `stagetree report` does, and write nothing.
+
+    Args:
+        overrides: such as `report.metric=test_loss`, `report.group_by=seed`, `output_dir=...`.
+        config_dir: as for `sweep`.
+
+    Raises:
+        InputError: nothing was recorded, or there is no such metric.
+    """
+    with composed(overrides, config_dir) as (_, _, jobs):
+        return runner.ranking(_only(jobs))[0]
+
+
+def _only(jobs: list[Job]) -> Config:
+    if len(jobs) > 1:
+        raise InputError(f"leaderboard: takes one value of each setting, got {len(jobs)} combinations")
+    return jobs[0].config
+
+
+@contextmanager
+def composed(
+    overrides: Sequence[str], config_dir: str | Path | None
+) -> Iterator[tuple[HydraContext, DictConfig, list[Job]]]:
+    """Compose the grid; what Hydra's launchers do to the root logger is undone at the end."""
+    search_path = create_config_search_path(str(cli.conf_dir()))
+    if config_dir is not None:
+        path = Path(config_dir).resolve()
+        if not path.is_dir():
+            raise InputError(f"config_dir: there is no folder {path}")
+        search_path.prepend("command-line", f"file://{path}", SearchPathQuery(provider="schema"))  # as Hydra's own flag
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        setup_globals()
+        loader = ConfigLoaderImpl(search_path)
+        try:
+            words = [listed_stages(word) for word in overrides]
+            config = loader.load_configuration("config", words, RunMode.MULTIRUN)
+            jobs = compose_grid(loader, config, config.hydra.overrides.task)
+        except InputError:
+            raise
+        except Exception as error:
+            said = composition_mistake(error)
+            if said is None:
+                raise
+            raise InputError(said) from error
+        yield HydraContext(config_loader=loader, callbacks=Callbacks(config)), config, jobs
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -1,0 +1,75 @@
+"""Opening an MLflow store to write to it, and finding one's way in it."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stagetree.mistakes import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment, without which MLflow's user interface takes it for one with a language model."""
+VIEW = "stagetree"
+"""Key of the view of an experiment's table that `stagetree ui` opens."""
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""Where MLflow's user interface looks for it."""
+
+
+def connect(uri: str) -> "MlflowClient":
+    """Connect. A new SQLite database is made aside, under a lock, since MLflow makes its schema without either.
+
+    Raises:
+        InputError: a database is there that cannot be used.
+    """
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri)
+    from filelock import FileLock
+
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            aside = path.with_name(f".{path.name}.new")
+            aside.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
+            os.replace(aside, path)
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+        except Exception as error:  # SQLAlchemy's and MLflow's, of many kinds
+            raise InputError(
+                f"{path}: cannot be used, got {str(error).splitlines()[0]} (move it away: the same command makes a new "
+                "one, and records what is finished from the checkpoints)"
+            ) from error
+        return client
+
+
+def experiment_id(client: "MlflowClient", name: str, uri: str, artifacts: Path) -> str:
+    """Find an experiment, or make it; its artifacts lie in a folder if the store is a local database."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
+            return client.create_experiment(name, artifact_location=location, tags=KIND)
+        except MlflowException:  # another sweep was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return found.experiment_id
+
+
+def find_sweep(client: "MlflowClient", experiment: str, sweep_id: str) -> str | None:
+    """The id of a sweep's parent run, if there is one."""
+    query = f"tags.`stagetree.kind` = 'sweep' AND tags.`stagetree.sweep` = '{sweep_id}'"
+    found = client.search_runs([experiment], query, max_results=1)
+    return found[0].info.run_id if found else None

@@ -1,0 +1,62 @@
+"""How fast this machine trains the shapes of a tree: looked up, or measured as a sweep would train them."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from stagetree import speed
+from stagetree.data import DataInfo
+from stagetree.speed import Speed
+from stagetree.tree import Node, StageTree
+
+MEASURE_S = 10.0
+"""After which no further shape is measured; those left stay unknown."""
+
+
+def speeds(tree: StageTree, output_dir: Path, infos: Mapping[str, DataInfo], workers: int) -> dict[str, Speed]:
+    """Look up the speed of each shape, and measure those that this machine never trained.
+
+    Args:
+        tree: of what is to be trained.
+        output_dir: of the store, where measured speeds are kept.
+        infos: by digest of the data.
+        workers: processes that measure at a time, as many as will train, since they share caches and memory; 0: none,
+            unknown shapes stay unknown.
+    """
+    nodes: dict[str, list[Node]] = {}
+    for node in tree.walk():
+        nodes.setdefault(node.shape, []).append(node)
+    found = {shape: speed.find(output_dir, shape) for shape in nodes}
+    missing = [nodes[shape] for shape, own in found.items() if own is None]
+    if workers and missing:
+        print(f"measuring how fast this machine trains {len(missing)} shape{'s' * (len(missing) > 1)}", file=sys.stderr)
+        tasks = [
+            (members[0], -(-len(members) // workers), infos[json.loads(members[0].shape)["data"]].folder)
+            for members in missing
+        ]
+        for (node, _, _), own in zip(tasks, _measure(tasks, workers), strict=False):
+            found[node.shape] = own
+            speed.keep(output_dir, node.shape, own)
+    return {shape: own for shape, own in found.items() if own is not None}
+
+
+def _measure(tasks: Sequence[tuple[Node, int, str]], workers: int) -> list[Speed]:
+    from joblib import Parallel, delayed
+
+    return Parallel(n_jobs=workers)(delayed(_measure_each)(tasks) for _ in range(workers))[0]
+
+
+def _measure_each(tasks: Sequence[tuple[Node, int, str]]) -> list[Speed]:
+    """Measure shapes for which there is time: a node of each, members for a pack, and the folder of its data."""
+    from stagetree.calibrate import measure  # torch
+    from stagetree.epoch import Split
+
+    measured, until = [], time.monotonic() + MEASURE_S
+    for node, wanted, folder in tasks:
+        if time.monotonic() > until:
+            break
+        measured.append(measure(node, wanted, partial(Split.load, Path(folder))))
+    return measured

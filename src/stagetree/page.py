@@ -1,0 +1,349 @@
+"""DataFrame -> `leaderboard.html`: one file that shows a ranking and why, offline, in any browser.
+
+Here the numbers are gathered; `assets/leaderboard.js` draws them with Plotly.
+"""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, Series
+
+from stagetree import data, report, stats, store
+from stagetree.checkpoint import write_atomic
+from stagetree.mistakes import InputError
+from stagetree.network import Mistake, Network, confusion
+from stagetree.tree import Node, Run, Stage, StageTree, canonical_json
+
+MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
+"""Runs whose learning curves are read, the best first; of a server each is a request."""
+MISTAKES = 24
+
+# Said by other settings: the sizes by the architecture, the lists of a schedule by its stages.
+_REPEATED = re.compile(r"hidden_sizes|n_params|n_layers|epochs_total|log10_lr_\d+|lrs|epochs|dataset_digest")
+_OF_SCHEDULE = re.compile(r"lrs|epochs|epochs_total|(log10_)?lr_\d+|epochs_\d+")
+
+Histories = Mapping[str, Mapping[str, Mapping[int, float]]]
+"""By run's id, by metric, by epoch."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a page is made of."""
+
+    frame: DataFrame
+    """From `store.load`."""
+    uri: str
+    """Of the store, for the learning curves."""
+    output_dir: Path
+    """Of the checkpoints and the prepared data, for the best run's mistakes."""
+    metric: str | None = None
+    """As for `report.rank`."""
+    command: str = ""
+    """What was typed; empty: all runs of the experiment."""
+
+
+def write_page(source: Source, path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        InputError: the file cannot be written, or as `report.rank`.
+    """
+    folder = resources.files("stagetree") / "assets"
+    page = (folder / "leaderboard.html").read_text("utf-8")
+    parts = {
+        "/*style*/": (folder / "leaderboard.css").read_text("utf-8"),
+        "/*plotly*/": (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8"),
+        "/*script*/": (folder / "leaderboard.js").read_text("utf-8"),
+        "/*data*/": _as_json(gather(source)),
+    }
+    for mark, text in parts.items():
+        before, _, after = page.partition(mark)
+        page = before + text + after
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page.encode())
+    except OSError as error:
+        raise InputError(f"report.output: cannot write {path}, got {error.strerror} (give another file)") from error
+
+
+def _as_json(values: Any) -> str:
+    """JSON that may stand inside a script element; NaN and infinity become null."""
+    text = json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def gather(source: Source) -> dict[str, Any]:
+    """Collect all that the page shows as plain values; what each part is, its function says.
+
+    Raises:
+        InputError: as `report.rank`.
+    """
+    frame = source.frame.drop_duplicates("run_id")
+    ranked = report.rank(frame, source.metric)
+    metric = ranked.attrs["metric"]
+    known = frame.set_index("run_id").loc[ranked["run_id"]]
+    most = MOST_CURVES if store.is_sql(source.uri) else MOST_CURVES_OF_SERVER
+    shown = ranked["run_id"].head(most).tolist()
+    histories = store.load_histories(source.uri, shown) if shown else {}
+    swept = _swept(known)
+    return {
+        "metric": metric,
+        "command": source.command,
+        "summary": report.summary(ranked),
+        "runs": _table(ranked, _tied_runs(ranked, metric, known, source.output_dir)),
+        "seeds": _over_seeds(frame, metric),
+        "settings": _settings(known, swept, metric),
+        "curves": _curves(known, histories),
+        "tree": _tree(known, histories, metric),
+        "best": _best(ranked, known, source.output_dir),
+        "commands": known["command"].where(known["command"].notna(), None).tolist(),
+    }
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _table(frame: DataFrame, tied: Series) -> dict[str, Any]:
+    """Columns with figures before settings, each with its name, its kind, whether it is shown, and a value a row.
+
+    `tied`: rows that are not told apart from the first. What all rows have in common is not shown.
+    """
+    metric = frame.attrs["metric"]
+    figures = sorted((name for name in frame if _kind(name, frame[name]) != "text" and _is_figure(name)),
+                     key=lambda name: not re.fullmatch(f"{metric}(_mean|_std|_n)?", name))  # fmt: skip
+    first = [name for name in ("rank", "run_name") if name in frame]
+    columns = [
+        {
+            "name": name,
+            "kind": _kind(name, frame[name]),
+            "shown": name in first or (name != "run_id" and (name in figures or frame[name].nunique(dropna=False) > 1)),
+            "values": _plain(frame[name]),
+        }
+        for name in dict.fromkeys([*first, *figures, *frame])
+        if name in first or frame[name].notna().any()
+    ]
+    return {"columns": columns, "tied": tied.tolist()}
+
+
+def _is_figure(name: str) -> bool:
+    return re.sub(r"_(mean|std|n)$", "", name) in store.METRICS or name in ("n", "n_failed")
+
+
+def _kind(name: str, column: Series) -> str:
+    """How a value is written: `acc` as per cent, `loss`, `number` or `text`."""
+    if not pd.api.types.is_numeric_dtype(column):
+        return "text"
+    stem = re.sub(r"_(mean|std)$", "", name)
+    return next((kind for kind in ("acc", "loss", "seconds") if stem.endswith(f"_{kind}")), "number")
+
+
+def _plain(column: Series) -> list[Any]:
+    values = column.astype(object).where(column.notna(), None).tolist()
+    if pd.api.types.is_float_dtype(column):
+        return [value if value is None else float(f"{value:.8g}") for value in values]
+    return values
+
+
+def _tied_runs(ranked: DataFrame, metric: str, known: DataFrame, output_dir: Path) -> Series:
+    """Runs whose accuracy is not told apart from the first one's, by the pictures that it was measured on."""
+    tied = Series(False, index=ranked.index)
+    competing = ranked.index[ranked["rank"].notna()]
+    if len(competing) < 2 or metric not in ("val_acc", "test_acc"):
+        return tied
+    n = _n_pictures(known.iloc[0], metric, output_dir)
+    if n:
+        p = stats.two_proportions(ranked.loc[competing, metric].to_numpy(), n)
+        tied[competing] = stats.tied_with_first(p)
+    return tied
+
+
+def _n_pictures(run: Series, metric: str, output_dir: Path) -> int:
+    """Pictures of the test or validation set; 0 if the data is not here any more."""
+    try:
+        network = Network.load(output_dir, run["uid"])
+    except InputError:
+        return 0
+    if metric == "test_acc":
+        return network.info.n_test
+    size = run["val_size"]
+    return data.val_count(network.info.n_train, int(size) if size >= 1 else float(size))
+
+
+def _over_seeds(frame: DataFrame, metric: str) -> dict[str, Any] | None:
+    """The table of means over seeds, if seeds vary."""
+    finished = frame[frame["status"] == "finished"]
+    if finished["seed"].nunique() < 2:
+        return None
+    lines = report.aggregate(frame, "seed", metric)
+    tied = Series(False, index=lines.index)
+    mean, std, n = (lines[f"{metric}_{name}"] for name in ("mean", "std", "n"))
+    compared = lines.index[lines["rank"].notna() & (n >= 2)]
+    if len(compared) > 1 and compared[0] == 0:
+        values = (part[compared].to_numpy(dtype=float) for part in (mean, std, n))
+        tied[compared] = stats.tied_with_first(stats.welch(*values))
+    return _table(lines, tied)
+
+
+# ---------------------------------------------------------------- settings
+
+
+def _swept(known: DataFrame) -> list[str]:
+    """Settings that differ between runs, each once."""
+    names = [
+        name for name in known if name not in (*store.ATTRIBUTES, *store.METRICS) and not _REPEATED.fullmatch(name)
+    ]
+    return [name for name in names if known[name].nunique() > 1]
+
+
+def _settings(known: DataFrame, swept: Sequence[str], metric: str) -> list[dict[str, Any]]:
+    """Each swept setting with its importance and a value a run, the most important first, seeds last."""
+    finished = known["status"] == "finished"
+    importance = stats.importance(known.loc[finished, list(swept)], known.loc[finished, metric])
+    importance = importance.sort_index(key=lambda names: names == "seed", kind="stable")
+    return [
+        {
+            "name": name,
+            "importance": {kind: float(f"{share:.4f}") for kind, share in importance.loc[name].items()},
+            "numeric": pd.api.types.is_numeric_dtype(known[name]),
+            "values": _plain(known[name]),
+        }
+        for name in importance.index
+    ]
+
+
+# ---------------------------------------------------------------- curves, tree
+
+
+def _curves(known: DataFrame, histories: Histories) -> list[dict[str, Any]]:
+    """For each run, in the order of the ranking, its curves as `[epochs, values]` by metric, and where stages end."""
+    return [
+        {
+            "ends": np.cumsum(_numbers(known.loc[run_id, "epochs"])).astype(int).tolist(),
+            "metrics": {
+                key: [
+                    list(points),
+                    [float(f"{value:.6g}") for value in points.values()],
+                ]
+                for key, points in curves.items()
+                if re.fullmatch(r"(train|val|test)/(loss|acc)", key)
+            },
+        }
+        for run_id, curves in histories.items()
+    ]
+
+
+def _numbers(text: str | None) -> list[float]:
+    return json.loads(text) if text else []
+
+
+def _tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, Any]]:
+    """The stage tree of the runs, each node with the accuracy that was reached at its end."""
+    trunk_columns = [
+        name for name in known
+        if name not in (*store.ATTRIBUTES, *store.METRICS) and not _OF_SCHEDULE.fullmatch(name)
+    ]  # fmt: skip
+    varying = [name for name in trunk_columns if known[name].nunique() > 1 and not _REPEATED.fullmatch(name)]
+    part = "val/acc" if any("val/acc" in curves for curves in histories.values()) else "train/acc"
+    runs: dict[str, tuple[int, str]] = {}
+    labels, built = {}, []
+    for place, run_id in enumerate(histories):
+        row = known.loc[run_id]
+        trunk = canonical_json({name: str(row[name]) for name in trunk_columns})
+        stages = tuple(map(Stage, map(int, _numbers(row["epochs"])), _numbers(row["lrs"])))
+        if not stages:
+            continue
+        run = Run(trunk, "", stages)
+        labels.setdefault(
+            trunk, ", ".join(f"{name} {row[name]}" for name in varying if pd.notna(row[name])) or "all runs"
+        )
+        runs.setdefault(run.uid, (place, run_id))
+        built.append(run)
+    nodes: dict[str, dict[str, Any]] = {}
+    trunks: dict[str, dict[str, Any]] = {}
+    for top in StageTree.build(built).roots:
+        for node in top.walk():
+            nodes[node.uid] = _node(node, runs, known, histories, part, metric)
+            if node.parent is not None:
+                nodes[node.parent]["children"].append(nodes[node.uid])
+        trunk = trunks.setdefault(top.trunk, {"label": labels[top.trunk], "children": []})
+        trunk["children"].append(nodes[top.uid])
+    return sorted(trunks.values(), key=lambda trunk: min(node["best"] for node in trunk["children"]))
+
+
+def _node(
+    node: Node, runs: Mapping[str, tuple[int, str]], known: DataFrame, histories: Histories, part: str, metric: str
+) -> dict[str, Any]:
+    below = [runs[one.uid] for one in node.walk() if one.final]
+    best, run_id = min(below)
+    epoch = sum(stage.epochs for stage in node.stages)
+    value = histories[run_id].get(part, {}).get(epoch)
+    final = runs[node.uid] if node.final else None
+    return {
+        "epochs": node.epochs, "lr": node.lr, "part": part, "value": value, "best": best, "children": [],
+        "run": final and final[0], "metric": final and float(known.loc[final[1], metric]),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- the best run
+
+
+def _best(ranked: DataFrame, known: DataFrame, output_dir: Path) -> dict[str, Any] | None:
+    """The first run's confusion matrix on the test set, and the mistakes of which it was surest, as pictures."""
+    first = ranked[ranked["rank"].notna()].head(1)
+    if first.empty:
+        return None
+    try:
+        network = Network.load(output_dir, known.loc[first["run_id"].iloc[0], "uid"])
+        arrays = data.load(Path(network.info.folder), network.info.digest)
+    except InputError as error:
+        return {"missing": str(error)}
+    matrix, mistakes = confusion(network, arrays.test_images, arrays.test_labels, MISTAKES)
+    return {
+        "run": first["run_name"].iloc[0],
+        "classes": list(network.info.classes),
+        "matrix": matrix.tolist(),
+        "mistakes": list(_drawn(mistakes, arrays)),
+    }
+
+
+def _drawn(mistakes: Iterable[Mistake], arrays: data.Arrays) -> Iterator[dict[str, Any]]:
+    for mistake in mistakes:
+        png = base64.b64encode(draw_png(arrays.test_images[mistake.index], arrays.info)).decode()
+        yield {
+            "index": mistake.index, "label": mistake.label, "said": mistake.said,
+            "confidence": round(mistake.confidence, 4), "png": f"data:image/png;base64,{png}",
+        }  # fmt: skip
+
+
+def draw_png(pixels: np.ndarray, info: data.DataInfo) -> bytes:
+    """Draw one picture of a data set in its own size; floats are stretched to their range."""
+    from PIL import Image
+
+    picture = pixels.reshape(info.image_shape)
+    if info.scale == 1.0:
+        low, high = float(picture.min()), float(picture.max())
+        picture = ((picture - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
+    image = Image.fromarray(picture.transpose(1, 2, 0) if len(picture) == 3 else picture[0])
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()

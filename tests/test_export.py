@@ -1,0 +1,116 @@
+"""A trained model outside this package: as plain files, and as an MLflow model."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from faults import small, stagetree
+
+from stagetree import report, store
+from stagetree.network import Network
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+ALONE = "import sys; sys.modules['stagetree'] = None; "
+"""Importing this package fails from here on."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, arrays):
+    folder = tmp_path_factory.mktemp("export")
+    words = ["model.hidden_sizes=[8,6]", "model.dropout=0.1", "dataset.mean=[0.4]", "dataset.std=[0.3]", "seed=0,1"]
+    done = stagetree(folder, "sweep", *small(arrays), *words, "schedule.stages=[(5,0.1)]")
+    assert done.returncode == 0, done.stderr
+    assert "note:" not in done.stderr, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best(folder):
+    frame = store.load(f"sqlite:///{folder}/mlruns/mlflow.db", "stagetree")
+    return frame.set_index("run_id").loc[report.rank(frame)["run_id"][0]]
+
+
+@pytest.fixture(scope="module")
+def network(folder, best):
+    return Network.load(folder / "mlruns", best["uid"])
+
+
+def test_the_example_runs_without_this_package(folder, network):
+    done = stagetree(folder, "export", "best", "given")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("given: config.yaml, example.py, model.json, weights.safetensors")
+    code = ALONE + "exec(open('example.py').read())"
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder / "given", capture_output=True, text=True, check=True
+    )
+    numbers = json.loads(said.stdout.removeprefix("tensor(").split("]]")[0] + "]]")
+    np.testing.assert_allclose(numbers, network.probabilities(np.zeros((1, 16), np.uint8)), atol=1e-4)
+
+
+def test_what_is_exported_says_how_it_was_trained(folder, best):
+    stagetree(folder, "export", best["run_name"], "named")
+    about = (folder / "named" / "config.yaml").read_text()
+    assert f"uid: {best['uid']}" in about
+    assert "lrs: '[0.1]'" in about
+    model = json.loads((folder / "named" / "model.json").read_text())
+    assert model["mean"] == [0.4]
+    assert [layer[0] for layer in model["layers"]] == ["Linear", "ReLU", "Dropout"] * 2 + ["Linear"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nonesuch", "new"], "export.run: there is no run 'nonesuch'"),
+        (["best", "mlruns"], "export.folder: mlruns holds something already (give a new or an empty folder)"),
+        (["best", "a", "b"], "stagetree export: takes 2 words, got best a b"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_in_one_sentence(folder, words, said):
+    done = stagetree(folder, "export", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_mlflow_loads_the_best_run_without_a_pickle(folder, best, network):
+    code = ALONE + (
+        "import pickle; pickle.loads = pickle.load = pickle.Unpickler = None\n"
+        "import mlflow, numpy as np\n"
+        f"mlflow.set_tracking_uri('sqlite:///{folder}/mlruns/mlflow.db')\n"
+        f"model = mlflow.pyfunc.load_model('runs:/{best.name}/best')\n"
+        "print(model.predict(np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4) * 10).to_json(orient='split'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["columns"] == ["0", "1", "2"]
+    np.testing.assert_allclose(
+        found["data"], network.probabilities(np.arange(16, dtype=np.uint8)[None] * 10), atol=1e-6
+    )
+    files = [path.name for path in (folder / "mlruns" / "artifacts").rglob("*") if path.is_file()]
+    assert "MLmodel" in files
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pth", ".pt"))]
+
+
+def test_a_sweep_that_is_run_again_adds_no_second_model(folder, arrays, best):
+    before = len(list((folder / "mlruns" / "artifacts").rglob("MLmodel")))
+    words = ["model.hidden_sizes=[8,6]", "model.dropout=0.1", "dataset.mean=[0.4]", "dataset.std=[0.3]", "seed=0,1"]
+    done = stagetree(folder, "sweep", *small(arrays), *words, "schedule.stages=[(5,0.1)]")
+    assert done.returncode == 0, done.stderr
+    assert len(list((folder / "mlruns" / "artifacts").rglob("MLmodel"))) == before == 1
+
+
+def test_the_parent_run_describes_the_sweep(folder, best):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("stagetree")
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`stagetree.kind` = 'sweep'")
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("`stagetree -m ")
+    assert f"| 1 | {best['run_name']} |" in note
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"leaderboard.csv", "leaderboard.html"}
+    view = json.loads(experiment.tags["mlflow.sharedViewState.stagetree"])
+    assert {"params.`seed`", "metrics.`test/acc`"} <= set(view["selectedColumns"])
