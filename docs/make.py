@@ -10,9 +10,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 from rich.console import Console
 from rich.text import Text
@@ -125,26 +128,30 @@ def _photograph(page: Path, address: str, folder: Path) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--use-angle=swiftshader"])
-        for scheme, name in (("light", "leaderboard.png"), ("dark", "leaderboard_dark.png")):
-            tab = browser.new_page(viewport=SIZE, color_scheme=scheme)
-            tab.goto(page.as_uri())
-            tab.wait_for_selector("#curves-plot .main-svg")
-            tab.screenshot(path=folder / name)
         tab = browser.new_page(viewport=SIZE)
-        for _ in _retries():
-            try:
-                tab.goto(address)
-                break
-            except Exception:  # the server is not there yet
-                tab.wait_for_timeout(500)
-        tab.wait_for_selector("text=test/acc", timeout=60_000)
-        tab.wait_for_timeout(2000)
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("#curves-plot .main-svg")
+        tab.screenshot(path=folder / "leaderboard.png")
+        tab.set_viewport_size({"width": 1700, "height": 760})
+        _wait_for(address)
+        tab.goto(address)
+        tab.wait_for_selector("text=sweep of 24 runs", timeout=60_000)
+        tab.locator("[col-id='attributes.`Run Name`'] svg").first.click()  # unfolds it
+        tab.wait_for_selector("text=300 adam")
+        tab.get_by_role("button", name="Close").last.click()  # the assistant beside it
+        tab.wait_for_timeout(1000)
         tab.screenshot(path=folder / "mlflow.png")
         browser.close()
 
 
-def _retries() -> Iterator[int]:
-    return iter(range(60))
+def _wait_for(address: str) -> None:
+    for _ in range(200):
+        try:
+            urlopen(address.partition("#")[0]).close()
+            return
+        except URLError:
+            time.sleep(0.2)
+    sys.exit(f"no server at {address}")
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ Written once all runs are recorded, by the launching process.
 
 import json
 import tempfile
-import warnings
 from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -56,23 +55,23 @@ class Publisher:
         Raises:
             InputError: the run's files are gone.
         """
+        from mlflow import pyfunc
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
         run = self._client.get_run(run_id)
         if run.outputs and run.outputs.model_outputs:
             return
-        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(action="ignore"):
-            from mlflow import pyfunc  # its own classes warn of what they lack
-
+        with tempfile.TemporaryDirectory() as scratch:
             plain, packed = Path(scratch) / "model", Path(scratch) / "packed"
             export(self._output_dir, uid, plain, dict(run.data.params))
             model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
-            with resources.as_file(resources.files("stagetree") / "assets" / "mlflow_model.py") as script:
+            with resources.as_file(resources.files("stagetree") / "assets" / "classifier.py") as loader:
                 pyfunc.save_model(
                     packed,
-                    python_model=str(script),
-                    artifacts={"model": str(plain)},
+                    loader_module=loader.stem,
+                    code_paths=[str(loader)],
+                    data_path=str(plain),
                     pip_requirements=[
                         f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch", "safetensors")
                     ],
