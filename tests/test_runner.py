@@ -82,6 +82,13 @@ def test_the_folder_holds_mlruns_and_the_leaderboard_and_nothing_else(swept):
     ]  # fmt: skip
 
 
+def test_the_plan_knew_what_it_would_take_on_disk(swept):
+    folder, _ = swept
+    (said,) = (json.loads(path.read_text()) for path in folder.glob("mlruns/sweeps/*/*/sweep.json"))
+    files = [path for path in (folder / "mlruns").rglob("*") if path.is_file() and "data" not in path.parts]
+    assert said["estimated_bytes"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.15)
+
+
 def test_leaderboard_event_logs_and_mlflow_say_the_same(swept, client):
     """Invariant 9."""
     folder, _ = swept

@@ -14,6 +14,8 @@ START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
 STATE_BYTES, RUN_BYTES = 2_000, 30_000
 """Of files beside the weights: a state's record, and a run's artifacts and rows in MLflow's database."""
+SWEEP_BYTES = 6_400_000
+"""Of a sweep's page among MLflow's artifacts, and of an empty database."""
 UNFOLDED = 1.5
 """Cost of an optimizer's step on the weights, as a factor, for shapes that were not measured."""
 
@@ -67,15 +69,16 @@ def largest_pack(waves: Sequence[Sequence[Unit]], speeds: Mapping[str, Speed], p
 
 
 def disk_bytes(tree: StageTree) -> int:
-    """Estimate what a sweep leaves on disk: states, and each run's weights once more among MLflow's artifacts."""
+    """Estimate what a sweep adds to the disk: states, each run's weights as an artifact too, and the best once more."""
     n_params = cache(lambda shape: json.loads(shape)["n_params"])
     n_moments = cache(lambda trunk: _moments(json.loads(trunk)["optimizer"]))
-    total = 0
+    total = largest = 0
     for node in tree.walk():
         weights = 4 * n_params(node.shape)
+        largest = max(largest, weights)
         total += STATE_BYTES + weights * (1 + n_moments(node.trunk))
         total += (RUN_BYTES + weights) * node.final
-    return total
+    return total + largest + SWEEP_BYTES if total else 0
 
 
 def _moments(optimizer: Mapping) -> int:

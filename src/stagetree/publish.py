@@ -4,11 +4,15 @@ Written once all runs are recorded, by the launching process.
 """
 
 import json
+import platform
+import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from stagetree.connect import VIEW_TAG, connect, experiment_id, find_sweep
 from stagetree.export import export
@@ -63,20 +67,22 @@ class Publisher:
         if run.outputs and run.outputs.model_outputs:
             return
         with tempfile.TemporaryDirectory() as scratch:
-            plain, packed = Path(scratch) / "model", Path(scratch) / "packed"
-            export(self._output_dir, uid, plain, dict(run.data.params))
             model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
+            folder = Path(scratch)
+            export(self._output_dir, uid, folder / "data", dict(run.data.params))
             with resources.as_file(resources.files("stagetree") / "assets" / "classifier.py") as loader:
-                pyfunc.save_model(
-                    packed,
-                    loader_module=loader.stem,
-                    code_paths=[str(loader)],
-                    data_path=str(plain),
-                    pip_requirements=[
-                        f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch", "safetensors")
-                    ],
-                    mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
-                )
-            self._client.log_model_artifacts(model.model_id, str(packed))
+                (folder / "code").mkdir()
+                shutil.copy(loader, folder / "code")
+            needed = [f"{name}=={metadata.version(name)}\n" for name in ("mlflow", "torch", "safetensors")]
+            (folder / "requirements.txt").write_text("".join(needed))
+            environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+            (folder / "python_env.yaml").write_text(yaml.safe_dump(environment))
+            described = Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id)
+            # what pyfunc.save_model writes, without its look at every installed package, which takes a second
+            pyfunc.add_to_model(
+                described, loader_module="classifier", data="data", code="code", python_env="python_env.yaml"
+            )
+            described.save(folder / "MLmodel")
+            self._client.log_model_artifacts(model.model_id, scratch)
         self._client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
         self._client.finalize_logged_model(model.model_id, "READY")

@@ -285,6 +285,7 @@ class Tracker:
             "stagetree.sweep": self._sweep_id,
             "stagetree.shared_epochs": str(run.shared_epochs),
             "stagetree.command": run.command[:LONGEST_TAG],
+            "mlflow.note.content": f"`{run.command[:LONGEST_TAG]}` trains this run alone.",
             "mlflow.parentRunId": self._parent,
         }
         run_id = self._client.create_run(self._experiment, run_name=run.name, tags=tags).info.run_id

@@ -373,9 +373,9 @@ function start() {
   find("importance").replaceChildren(...data.settings.map((setting) => make("li", {}, make("span", {}, setting.name),
     drawShare(setting.importance))));
   update();
-  drawPlots();
   drawTree();
   drawBest();
+  requestAnimationFrame(() => setTimeout(drawPlots)); // the tables are there at once
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPlots);
 }
 
