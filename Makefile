@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test faults exact r16 engine overheads bench bench-gpu docs lock clean
+.PHONY: sweep test faults exact r16 engine floors overheads bench bench-gpu docs lock clean
 
 sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
 	$(BIN)/stagetree sweep +experiment=digits_grid
@@ -23,6 +23,9 @@ r16: .venv/installed  ## 16 runs on MNIST with sharing and packing on and off: w
 
 engine: .venv/installed  ## the engine alone on one thread: the tutorial's loop, the arithmetic, sizes of packs (3 minutes)
 	$(BIN)/python benchmarks/engine.py
+
+floors: .venv/installed  ## what no engine can avoid in the grids of `make bench`: products and updates alone (a minute)
+	$(BIN)/python benchmarks/floors.py
 
 overheads: .venv/installed  ## what a sweep costs beside training: start, planning, tracking, reading, memory (5 minutes)
 	$(BIN)/python benchmarks/overheads.py

@@ -7,6 +7,7 @@ python docs/make.py --pictures    # the pictures too; needs Chromium, takes a mi
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,7 @@ def _photograph(page: Path, address: str, folder: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--use-angle=swiftshader"])
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--use-angle=swiftshader"])
         tab = browser.new_page(viewport=SIZE)
         tab.goto(page.as_uri())
         tab.wait_for_selector("#curves-plot .main-svg")

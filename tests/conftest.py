@@ -36,6 +36,14 @@ def arrays(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def browser():
+    from browsers import open_browser
+
+    with open_browser() as browser:
+        yield browser
+
+
 class Bench:
     """Trains configurations as one unit in this process, in an output folder of its own."""
 

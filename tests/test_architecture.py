@@ -24,7 +24,7 @@ ROOMS = [
     {"train", "machine"},
     {"walk"},
     {"store", "stats", "progress", "curves", "connect"},
-    {"report", "publish"},
+    {"report", "publish", "history"},
     {"tracking", "page"},
     {"tail"},
     {"compose", "launch", "ui", "watch"},

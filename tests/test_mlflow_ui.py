@@ -8,7 +8,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
-from browsers import open_browser, watched
+from browsers import watched
 from faults import end, small, stagetree, wait_until
 
 GRID = ["optimizer=sgd,adam", "seed=1,2", "schedule.stages=[(2,1e-1),(1,1e-2)],[(2,1e-1),(1,1e-3)]"]
@@ -38,12 +38,6 @@ def address(tmp_path_factory, arrays):
         wait_until(lambda: answers(address))
         yield address
         end(ui)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

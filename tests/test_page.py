@@ -8,11 +8,12 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
-from browsers import open_browser, violations, watched
+from browsers import violations, watched
 from faults import small, stagetree
 from PIL import Image
+from scipy.stats import chi2_contingency, ttest_ind
 
-from stagetree import page, report, store
+from stagetree import page, report, stats, store
 from stagetree.data import DataInfo
 
 GRID = [
@@ -45,12 +46,6 @@ def gathered(source):
     return page.gather(source)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
-
-
 @pytest.fixture
 def tab(browser, folder):
     with watched(browser) as tab:
@@ -78,6 +73,23 @@ def test_the_table_is_the_leaderboard(gathered, frame):
     assert over_seeds["n"] == [3] * 6
     lines = report.aggregate(frame, "seed")
     assert over_seeds["val_acc_mean"] == pytest.approx(lines["val_acc_mean"].tolist(), rel=1e-7)
+
+
+def test_ties_are_those_of_scipys_tests(gathered, frame):
+    ranked = report.rank(frame)
+    right = (ranked["val_acc"] * 40).round().to_numpy()  # of 40 pictures
+    p = [chi2_contingency([[right[0], 40 - right[0]], [k, 40 - k]], correction=False).pvalue for k in right]
+    assert gathered["runs"]["tied"] == stats.tied_with_first(np.array(p)).tolist()
+    lines = report.aggregate(frame, "seed")
+    samples = [
+        frame.loc[
+            (frame["optimizer"] == line.optimizer) & (frame["lrs"] == line.lrs) & (frame["epochs"] == line.epochs),
+            "val_acc",
+        ]
+        for line in lines.itertuples()
+    ]
+    p = [ttest_ind(samples[0], sample, equal_var=False).pvalue for sample in samples]
+    assert gathered["seeds"]["tied"] == stats.tied_with_first(np.array(p)).tolist()
 
 
 def test_curves_are_those_of_mlflow(gathered, source):
@@ -149,12 +161,12 @@ def test_every_run_has_the_command_that_trains_it_alone(folder, gathered, frame)
     assert again["uid"].tolist() == [frame.set_index("run_id").loc[ranked["run_id"][0], "uid"]]
 
 
-def test_hostile_names_stay_text(source, tmp_path):
+def test_hostile_names_stay_text(source, browser, tmp_path):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     named = source.frame.assign(run_name=hostile)
     path = tmp_path / "hostile.html"
     page.write_page(page.Source(named, source.uri, source.output_dir, command=hostile), path)
-    with open_browser() as browser, watched(browser) as tab:
+    with watched(browser) as tab:
         tab.on("dialog", lambda dialog: pytest.fail("a name was run"))
         tab.goto(path.as_uri())
         tab.wait_for_selector("#curves-plot .main-svg")

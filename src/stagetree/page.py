@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,22 +18,14 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
-from stagetree import data, report, stats, store
+from stagetree import data, history, report, stats, store
 from stagetree.checkpoint import write_atomic
 from stagetree.mistakes import InputError
 from stagetree.network import Mistake, Network, confusion
-from stagetree.tree import Node, Run, Stage, StageTree, canonical_json
 
 MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
 """Runs whose learning curves are read, the best first; of a server each is a request."""
 MISTAKES = 24
-
-# Said by other settings: the sizes by the architecture, the lists of a schedule by its stages.
-_REPEATED = re.compile(r"hidden_sizes|n_params|n_layers|epochs_total|log10_lr_\d+|lrs|epochs|dataset_digest")
-_OF_SCHEDULE = re.compile(r"lrs|epochs|epochs_total|(log10_)?lr_\d+|epochs_\d+")
-
-Histories = Mapping[str, Mapping[str, Mapping[int, float]]]
-"""By run's id, by metric, by epoch."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +97,17 @@ def gather(source: Source) -> dict[str, Any]:
     most = MOST_CURVES if store.is_sql(source.uri) else MOST_CURVES_OF_SERVER
     shown = ranked["run_id"].head(most).tolist()
     histories = store.load_histories(source.uri, shown) if shown else {}
-    swept = _swept(known)
+    best = _load_best(ranked, known, source.output_dir)
     return {
         "metric": metric,
         "command": source.command,
         "summary": report.summary(ranked),
-        "runs": _table(ranked, _tied_runs(ranked, metric, known, source.output_dir)),
+        "runs": _table(ranked, _tied_runs(ranked, known, best)),
         "seeds": _over_seeds(frame, metric),
-        "settings": _settings(known, swept, metric),
-        "curves": _curves(known, histories),
-        "tree": _tree(known, histories, metric),
-        "best": _best(ranked, known, source.output_dir),
+        "settings": _settings(known, metric),
+        "curves": history.curves(known, histories),
+        "tree": history.tree(known, histories, metric),
+        "best": _mistakes(known["run_name"].iloc[0], best),
         "commands": known["command"].where(known["command"].notna(), None).tolist(),
     }
 
@@ -164,29 +156,17 @@ def _plain(column: Series) -> list[Any]:
     return values
 
 
-def _tied_runs(ranked: DataFrame, metric: str, known: DataFrame, output_dir: Path) -> Series:
+def _tied_runs(ranked: DataFrame, known: DataFrame, best: Network | str) -> Series:
     """Runs whose accuracy is not told apart from the first one's, by the pictures that it was measured on."""
-    tied = Series(False, index=ranked.index)
+    tied, metric = Series(False, index=ranked.index), ranked.attrs["metric"]
     competing = ranked.index[ranked["rank"].notna()]
-    if len(competing) < 2 or metric not in ("val_acc", "test_acc"):
-        return tied
-    n = _n_pictures(known.iloc[0], metric, output_dir)
-    if n:
+    if isinstance(best, Network) and len(competing) > 1 and metric in ("val_acc", "test_acc"):
+        size = known["val_size"].iloc[0]
+        n_val = data.val_count(best.info.n_train, int(size) if size >= 1 else float(size))
+        n = n_val if metric == "val_acc" else best.info.n_test
         p = stats.two_proportions(ranked.loc[competing, metric].to_numpy(), n)
         tied[competing] = stats.tied_with_first(p)
     return tied
-
-
-def _n_pictures(run: Series, metric: str, output_dir: Path) -> int:
-    """Pictures of the test or validation set; 0 if the data is not here any more."""
-    try:
-        network = Network.load(output_dir, run["uid"])
-    except InputError:
-        return 0
-    if metric == "test_acc":
-        return network.info.n_test
-    size = run["val_size"]
-    return data.val_count(network.info.n_train, int(size) if size >= 1 else float(size))
 
 
 def _over_seeds(frame: DataFrame, metric: str) -> dict[str, Any] | None:
@@ -210,15 +190,18 @@ def _over_seeds(frame: DataFrame, metric: str) -> dict[str, Any] | None:
 def _swept(known: DataFrame) -> list[str]:
     """Settings that differ between runs, each once."""
     names = [
-        name for name in known if name not in (*store.ATTRIBUTES, *store.METRICS) and not _REPEATED.fullmatch(name)
+        name
+        for name in known
+        if name not in (*store.ATTRIBUTES, *store.METRICS) and not history.REPEATED.fullmatch(name)
     ]
     return [name for name in names if known[name].nunique() > 1]
 
 
-def _settings(known: DataFrame, swept: Sequence[str], metric: str) -> list[dict[str, Any]]:
+def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
     """Each swept setting with its importance and a value a run, the most important first, seeds last."""
+    swept = _swept(known)
     finished = known["status"] == "finished"
-    importance = stats.importance(known.loc[finished, list(swept)], known.loc[finished, metric])
+    importance = stats.importance(known.loc[finished, swept], known.loc[finished, metric])
     importance = importance.sort_index(key=lambda names: names == "seed", kind="stable")
     return [
         {
@@ -231,95 +214,30 @@ def _settings(known: DataFrame, swept: Sequence[str], metric: str) -> list[dict[
     ]
 
 
-# ---------------------------------------------------------------- curves, tree
-
-
-def _curves(known: DataFrame, histories: Histories) -> list[dict[str, Any]]:
-    """For each run, in the order of the ranking, its curves as `[epochs, values]` by metric, and where stages end."""
-    return [
-        {
-            "ends": np.cumsum(_numbers(known.loc[run_id, "epochs"])).astype(int).tolist(),
-            "metrics": {
-                key: [
-                    list(points),
-                    [float(f"{value:.6g}") for value in points.values()],
-                ]
-                for key, points in curves.items()
-                if re.fullmatch(r"(train|val|test)/(loss|acc)", key)
-            },
-        }
-        for run_id, curves in histories.items()
-    ]
-
-
-def _numbers(text: str | None) -> list[float]:
-    return json.loads(text) if text else []
-
-
-def _tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, Any]]:
-    """The stage tree of the runs, each node with the accuracy that was reached at its end."""
-    trunk_columns = [
-        name for name in known
-        if name not in (*store.ATTRIBUTES, *store.METRICS) and not _OF_SCHEDULE.fullmatch(name)
-    ]  # fmt: skip
-    varying = [name for name in trunk_columns if known[name].nunique() > 1 and not _REPEATED.fullmatch(name)]
-    part = "val/acc" if any("val/acc" in curves for curves in histories.values()) else "train/acc"
-    runs: dict[str, tuple[int, str]] = {}
-    labels, built = {}, []
-    for place, run_id in enumerate(histories):
-        row = known.loc[run_id]
-        trunk = canonical_json({name: str(row[name]) for name in trunk_columns})
-        stages = tuple(map(Stage, map(int, _numbers(row["epochs"])), _numbers(row["lrs"])))
-        if not stages:
-            continue
-        run = Run(trunk, "", stages)
-        labels.setdefault(
-            trunk, ", ".join(f"{name} {row[name]}" for name in varying if pd.notna(row[name])) or "all runs"
-        )
-        runs.setdefault(run.uid, (place, run_id))
-        built.append(run)
-    nodes: dict[str, dict[str, Any]] = {}
-    trunks: dict[str, dict[str, Any]] = {}
-    for top in StageTree.build(built).roots:
-        for node in top.walk():
-            nodes[node.uid] = _node(node, runs, known, histories, part, metric)
-            if node.parent is not None:
-                nodes[node.parent]["children"].append(nodes[node.uid])
-        trunk = trunks.setdefault(top.trunk, {"label": labels[top.trunk], "children": []})
-        trunk["children"].append(nodes[top.uid])
-    return sorted(trunks.values(), key=lambda trunk: min(node["best"] for node in trunk["children"]))
-
-
-def _node(
-    node: Node, runs: Mapping[str, tuple[int, str]], known: DataFrame, histories: Histories, part: str, metric: str
-) -> dict[str, Any]:
-    below = [runs[one.uid] for one in node.walk() if one.final]
-    best, run_id = min(below)
-    epoch = sum(stage.epochs for stage in node.stages)
-    value = histories[run_id].get(part, {}).get(epoch)
-    final = runs[node.uid] if node.final else None
-    return {
-        "epochs": node.epochs, "lr": node.lr, "part": part, "value": value, "best": best, "children": [],
-        "run": final and final[0], "metric": final and float(known.loc[final[1], metric]),
-    }  # fmt: skip
-
-
 # ---------------------------------------------------------------- the best run
 
 
-def _best(ranked: DataFrame, known: DataFrame, output_dir: Path) -> dict[str, Any] | None:
-    """The first run's confusion matrix on the test set, and the mistakes of which it was surest, as pictures."""
-    first = ranked[ranked["rank"].notna()].head(1)
-    if first.empty:
-        return None
+def _load_best(ranked: DataFrame, known: DataFrame, output_dir: Path) -> Network | str:
+    """The first run's network, or why there is none."""
+    if ranked["rank"].isna().all():
+        return "No run is ranked yet."
     try:
-        network = Network.load(output_dir, known.loc[first["run_id"].iloc[0], "uid"])
+        return Network.load(output_dir, known["uid"].iloc[0])
+    except InputError as error:
+        return str(error)
+
+
+def _mistakes(name: str, network: Network | str) -> dict[str, Any]:
+    """A run's confusion matrix on the test set, and the mistakes of which it was surest, as pictures."""
+    if isinstance(network, str):
+        return {"missing": network}
+    try:
         arrays = data.load(Path(network.info.folder), network.info.digest)
     except InputError as error:
         return {"missing": str(error)}
     matrix, mistakes = confusion(network, arrays.test_images, arrays.test_labels, MISTAKES)
     return {
-        "run": first["run_name"].iloc[0],
+        "run": name,
         "classes": list(network.info.classes),
         "matrix": matrix.tolist(),
         "mistakes": list(_drawn(mistakes, arrays)),

@@ -283,11 +283,11 @@ def useful_columns(frame: DataFrame) -> tuple[list[str], list[str]]:
     """Name the params that vary and the metrics that some run has, as MLflow spells them.
 
     Args:
-        frame: from `rank`.
+        frame: from `load`.
     """
-    known = ("rank", *ATTRIBUTES, *METRICS)
-    params = [name for name in frame if name not in known and frame[name].nunique() > 1]
-    metrics = [name for name in frame if name in METRICS and frame[name].notna().any()]
+    described, others = _split_params(frame[_params(frame)])
+    params = [name for name in (*described, *others) if frame[name].nunique() > 1]
+    metrics = [name for name in METRICS if frame[name].notna().any()]
     return params, [re.sub(r"_(?=loss|acc)", "/", name) for name in metrics]
 
 

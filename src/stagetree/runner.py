@@ -210,11 +210,13 @@ def _outcome(
         return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)
     from stagetree import report, store
 
-    frame = store.load(config.store_uri, config.tracking.experiment)
-    frame = frame[frame["uid"].isin(planned.runs)]
+    experiment = store.load(config.store_uri, config.tracking.experiment)
+    frame = experiment[experiment["uid"].isin(planned.runs)]
     ranked = report.rank(frame, config.report.metric)
     files = _write(config, ranked, frame, command) if several else []
-    _publish(planned, frame, ranked, command, files)
+    best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
+    note = f"`{command}`\n\n{report.summary(ranked)}\n\n{report.to_markdown(ranked, NOTED)}"
+    _publish(planned, best, note, files, report.useful_columns(experiment))
     lines = []
     if not config.quiet:
         report.show(ranked, config.report.top, Console(), files[0] if files else None)
@@ -245,21 +247,20 @@ def _write(config: Config, ranked: "DataFrame", frame: "DataFrame", command: str
     return paths
 
 
-def _publish(planned: Plan, frame: "DataFrame", ranked: "DataFrame", command: str, files: Sequence[Path]) -> None:
+def _publish(
+    planned: Plan, best: "DataFrame", note: str, files: Sequence[Path], columns: tuple[list[str], list[str]]
+) -> None:
     """Describe the sweep in MLflow, and log its best run as a model. The results do not depend on it."""
-    from stagetree import report
     from stagetree.publish import Publisher
 
     config = planned.config
-    best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
-    note = f"`{command}`\n\n{report.summary(ranked)}\n\n{report.to_markdown(ranked, NOTED)}"
     try:
         publisher = Publisher(
             uri=config.store_uri, experiment=config.tracking.experiment, output_dir=Path(config.output_dir).resolve(),
             sweep_id=planned.sweep_id,
         )  # fmt: skip
         publisher.describe(note, files)
-        publisher.choose_columns(*report.useful_columns(ranked))
+        publisher.choose_columns(*columns)
         for run in best.itertuples():
             publisher.add_model(run.run_id, run.uid)
     except Exception as error:  # of many kinds: MLflow's, the database's, the network's

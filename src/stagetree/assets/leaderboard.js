@@ -290,9 +290,8 @@ function drawTree() {
 
 function drawBest() {
   const { best } = data;
-  const missing = best === null ? "No run is ranked yet." : best.missing;
-  if (missing) {
-    find("best-note").textContent = missing;
+  if (best.missing) {
+    find("best-note").textContent = best.missing;
     find("confusion").parentElement.hidden = true;
     return;
   }
