@@ -57,7 +57,10 @@ def products(work: Work, k: int) -> Callable[[], None]:
     """Forward, gradients of inputs but for the first layer, gradients of weights; plain SGD's update is in the last."""
     layers = []
     for i, (n_in, n_out) in enumerate(pairwise(work.sizes)):
-        x, weight, bias = torch.randn(k, work.batch_size, n_in), torch.randn(k, n_in, n_out), torch.randn(k, 1, n_out)
+        x, bias = torch.randn(k, work.batch_size, n_in), torch.randn(k, 1, n_out)
+        weight = torch.randn(k, n_in, n_out + (0 if n_out % 1024 else 16))[
+            ..., :n_out
+        ]  # rows apart, as `model.Pack` has
         out, grad = torch.empty(k, work.batch_size, n_out), torch.randn(k, work.batch_size, n_out) * 1e-6
         layers.append((x, weight, bias, out, grad, torch.empty_like(x) if i else None, torch.empty_like(weight)))
 

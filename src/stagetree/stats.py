@@ -1,5 +1,7 @@
 """How much a ranking says: which lines cannot be told apart from the first, and how much each setting matters."""
 
+import math
+
 import numpy as np
 from pandas import DataFrame, Series
 
@@ -15,7 +17,7 @@ def welch(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> np.ndarray:
         std: likewise, with ddof=1.
         n: repetitions, at least 2.
     """
-    from scipy.special import stdtr  # scipy.stats takes a second to import
+    from scipy.special import stdtr  # late: it takes 0.2 s to import, and scipy.stats a second
 
     error = std**2 / n
     both = error[0] + error
@@ -31,12 +33,11 @@ def two_proportions(accuracy: np.ndarray, n: int) -> np.ndarray:
 
     It takes the pictures of two runs for different ones. As they are the same, it is cautious.
     """
-    from scipy.special import ndtr
-
     pooled = (accuracy + accuracy[0]) / 2
     error = np.sqrt(2 * pooled * (1 - pooled) / n)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * ndtr(-np.abs(accuracy - accuracy[0]) / error)
+        z = np.abs(accuracy - accuracy[0]) / error
+    p = np.array([math.erfc(value / math.sqrt(2)) for value in z])
     return np.where(error > 0, p, accuracy == accuracy[0])
 
 
