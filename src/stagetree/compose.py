@@ -1,9 +1,13 @@
 """From Hydra's override strings to checked configurations: the grid of a sweep, composed fast."""
 
 import pickle
+import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
@@ -86,18 +90,15 @@ def compose_grid(config_loader: ConfigLoader, config: DictConfig, arguments: Seq
     try:
         for groups, positions in by_groups.items():
             try:
-                base = _compose_base(config_loader, config, groups)
+                base = _Base(config_loader, config, groups)
             except CompactHydraException as error:
                 mistakes.setdefault(_text(error), []).extend(positions)
                 continue
             for position in positions:
                 point = grid[position]
                 try:
-                    job = pickle.loads(base)  # ten times faster than deepcopy
-                    if values:
-                        chosen = [values[word] for word in point if word in values]
-                        config_loader._apply_overrides_to_config(chosen, job)
-                    jobs[position] = Job(tuple(point), checked(job), flags)
+                    chosen = [values[word] for word in point if word in values]
+                    jobs[position] = Job(tuple(point), base.job(chosen), flags)
                 except CompactHydraException as error:
                     mistakes.setdefault(_text(error), []).append(position)
                 except InputError as error:
@@ -147,12 +148,83 @@ def _value_test(config_loader: ConfigLoader, config: DictConfig) -> Callable[[Ov
     return is_value
 
 
-def _compose_base(config_loader: ConfigLoader, config: DictConfig, groups: Sequence[str]) -> bytes:
-    base = config_loader.load_sweep_config(config, list(groups))
-    HydraConfig.instance().set_config(base)  # what ${hydra:...} reads while the jobs are resolved
-    with flag_override(base, ["struct", "readonly"], [False, False]):
-        del base["hydra"]
-    return pickle.dumps(base)
+class _Base:
+    """One choice of groups, composed, and the jobs that differ from it in values.
+
+    What a value changes is found out once, by Hydra. If that is one setting, and nothing refers to another setting,
+    jobs are put together from plain values: ten times faster than by Hydra on a copy for each.
+
+    Args:
+        config_loader: of the running Hydra application.
+        config: composed for the whole sweep.
+        groups: overrides that choose what is composed.
+    """
+
+    def __init__(self, config_loader: ConfigLoader, config: DictConfig, groups: Sequence[str]):
+        base = config_loader.load_sweep_config(config, list(groups))
+        HydraConfig.instance().set_config(base)  # what ${hydra:...} reads while the jobs are resolved
+        with flag_override(base, ["struct", "readonly"], [False, False]):
+            del base["hydra"]
+        self._loader, self._pickled = config_loader, pickle.dumps(base)
+        self._missing = {tuple(key.split(".")) for key in OmegaConf.missing_keys(base)}
+        self._plain = None if _REFERENCE.search(OmegaConf.to_yaml(base)) else OmegaConf.to_container(base, resolve=True)
+        self._effects: dict[str, tuple[tuple[str, ...], Any] | None] = {}
+
+    def job(self, values: Sequence[Override]) -> Config:
+        """Compose and check one job.
+
+        Raises:
+            CompactHydraException: a value cannot be set.
+            InputError: with a line for each mistake in the configuration.
+        """
+        effects = [self._effect(value) for value in values] if self._plain is not None else [None]
+        if None not in effects:
+            paths = [path for path, _ in effects]
+            if _are_apart(paths) and self._missing <= set(paths):
+                plain = self._plain
+                for path, value in effects:
+                    plain = _with(plain, path, value)
+                return check(plain)
+        return checked(self._changed(values))
+
+    def _changed(self, values: Sequence[Override]) -> DictConfig:
+        job = pickle.loads(self._pickled)  # ten times faster than deepcopy
+        if values:
+            self._loader._apply_overrides_to_config(list(values), job)
+        return job
+
+    def _effect(self, value: Override) -> tuple[tuple[str, ...], Any] | None:
+        """Where a value goes and what it is there; `None` if it does more than to set one setting."""
+        word = value.input_line
+        if word not in self._effects:
+            self._effects[word] = None if _REFERENCE.search(word) else self._find_effect(value)
+        return self._effects[word]
+
+    def _find_effect(self, value: Override) -> tuple[tuple[str, ...], Any] | None:
+        path = tuple(value.key_or_group.split("."))
+        try:
+            changed = OmegaConf.to_container(self._changed([value]), resolve=True)
+            found = reduce(getitem, path, changed)
+            alone = not isinstance(found, dict) and _with(self._plain, path, found) == changed
+        except (CompactHydraException, OmegaConfBaseException, KeyError, TypeError):
+            return None
+        return (path, found) if alone else None
+
+
+# to another setting; the environment's and Hydra's own values stay as they are in all jobs of one choice of groups
+_REFERENCE = re.compile(r"\$\{(?!oc\.env:|hydra:)")
+
+
+def _are_apart(paths: Sequence[tuple[str, ...]]) -> bool:
+    """Whether no setting is, or is part of, another."""
+    above = {path[:i] for path in paths for i in range(1, len(path))}
+    return len(set(paths)) == len(paths) and above.isdisjoint(paths)
+
+
+def _with(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy with one value set; what does not lie on the way is shared."""
+    first, *rest = path
+    return {**values, first: _with(values[first], rest, value) if rest else value}
 
 
 def _text(error: CompactHydraException) -> str:
