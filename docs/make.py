@@ -1,10 +1,11 @@
-"""Makes docs/configuration.md from the schema, and the pictures by the project's own commands.
+"""Makes configuration.md from the schema, rooms.md from docstrings, and the pictures by the project's own commands.
 
-python docs/make.py               # the reference
+python docs/make.py               # the pages
 python docs/make.py --pictures    # the pictures too; needs Chromium, takes a minute
 """
 
 import argparse
+import ast
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,6 +26,7 @@ from rich.text import Text
 from stagetree.config import Config
 
 DOCS = Path(__file__).resolve().parent
+SOURCE = DOCS.parent / "src" / "stagetree"
 HEAD = """\
 # Configuration
 
@@ -31,6 +34,12 @@ Every setting, from the schema in [`config.py`](../src/stagetree/config.py). `ma
 Give settings as `group.setting=value` and choose a group's file as `group=name`; `stagetree train --cfg job` prints
 what would be used. The default here is that of the schema; the files in [`conf`](../conf) set others, such as each data
 set's folder. A setting without a default comes from these files or must be given.
+"""
+ROOMS_HEAD = """\
+# Rooms
+
+The modules of [`src/stagetree`](../src/stagetree), each after those that it imports: `tests/test_architecture.py` keeps
+imports running one way. `make docs` writes this page from their docstrings.
 """
 GRID = [
     "dataset=digits", "dataset.val_size=300", "model=mlp_300", "optimizer=sgd,adam", "seed=1,2,3",
@@ -91,6 +100,35 @@ def _type(one: Mapping[str, Any]) -> str:
     said = [f"{sign} {one[key]:g}" for key, sign in bounds.items() if key in one and abs(one[key]) < 2**53]
     words = {"integer": "whole number", "boolean": "`true`, `false`", "string": "text", "null": "`null`"}
     return " ".join([words.get(one.get("type"), one.get("type", "any")), *said])
+
+
+# ---------------------------------------------------------------- the rooms
+
+
+def rooms() -> str:
+    """A table of the modules, what is imported before what imports it, with the first line of each docstring."""
+    trees = {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.glob("[!_]*.py"))}
+
+    @cache
+    def level(name: str) -> int:
+        return 1 + max((level(other) for other in _imports(trees[name]) & trees.keys() - {name}), default=0)
+
+    lines = [ROOMS_HEAD, "| room | |", "| --- | --- |"]
+    for name in sorted(trees, key=lambda name: (level(name), name)):
+        first = ast.get_docstring(trees[name]).split("\n")[0]
+        lines.append(f"| [`{name}`](../src/stagetree/{name}.py) | {first} |")
+    return "\n".join(lines) + "\n"
+
+
+def _imports(tree: ast.Module) -> set[str]:
+    """Modules of the package that a module imports anywhere."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "stagetree":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stagetree."):
+            found.add(node.module.split(".")[1])
+    return found
 
 
 # ---------------------------------------------------------------- the pictures
@@ -160,6 +198,7 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true")
     arguments = parser.parse_args()
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (DOCS / "rooms.md").write_text(rooms(), encoding="utf-8")
     if arguments.pictures:
         pictures(DOCS / "pictures")
 

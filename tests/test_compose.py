@@ -187,6 +187,25 @@ def test_an_interpolation_that_leads_nowhere_is_named(grid):
         grid("seed=${nope}")
 
 
+def test_an_environment_variable_that_is_not_set_is_named(grid, monkeypatch):
+    monkeypatch.delenv("NONESUCH", raising=False)
+    with pytest.raises(InputError, match=r"dataset.root: .*NONESUCH"):
+        grid("dataset.root=${oc.env:NONESUCH}", "seed=1,2")
+
+
+def test_jobs_of_plain_values_are_put_together_without_hydra(grid, loader, monkeypatch):
+    """The quick way is taken where it can be: a thousand jobs ask Hydra once for each value."""
+    calls = []
+    apply = loader._apply_overrides_to_config
+    monkeypatch.setattr(loader, "_apply_overrides_to_config", lambda *args: (calls.append(args), apply(*args)))
+    jobs = grid("seed=range(0,100)", "model.dropout=0,0.1,0.2,0.3,0.4", "trainer.batch_size=16,32")
+    assert len(jobs) == 1000
+    assert len(calls) < 200
+    assert {(job.config.seed, job.config.model.dropout, job.config.trainer.batch_size) for job in jobs} == {
+        (seed, dropout, size) for seed in range(100) for dropout in (0, 0.1, 0.2, 0.3, 0.4) for size in (16, 32)
+    }
+
+
 @pytest.mark.parametrize("argument", ["seed=interval(1,2)", "model=glob(zz*)"])
 def test_a_sweep_without_values_is_refused(grid, argument):
     with pytest.raises(InputError, match=r"a grid cannot sweep an interval|the grid is empty"):

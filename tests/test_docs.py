@@ -72,13 +72,14 @@ def test_make_targets_that_are_named_exist():
         }
 
 
-def test_the_reference_is_that_of_the_schema():
+def test_pages_that_are_made_are_those_of_the_sources():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         import make
     finally:
         sys.path.pop(0)
     assert make.configuration() == (ROOT / "docs" / "configuration.md").read_text(), "run: make docs"
+    assert make.rooms() == (ROOT / "docs" / "rooms.md").read_text(), "run: make docs"
 
 
 def test_the_readme_can_be_read_in_one_sitting():

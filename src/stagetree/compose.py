@@ -167,7 +167,7 @@ class _Base:
             del base["hydra"]
         self._loader, self._pickled = config_loader, pickle.dumps(base)
         self._missing = {tuple(key.split(".")) for key in OmegaConf.missing_keys(base)}
-        self._plain = None if _REFERENCE.search(OmegaConf.to_yaml(base)) else OmegaConf.to_container(base, resolve=True)
+        self._plain = _plain(base)
         self._effects: dict[str, tuple[tuple[str, ...], Any] | None] = {}
 
     def job(self, values: Sequence[Override]) -> Config:
@@ -213,6 +213,16 @@ class _Base:
 
 # to another setting; the environment's and Hydra's own values stay as they are in all jobs of one choice of groups
 _REFERENCE = re.compile(r"\$\{(?!oc\.env:|hydra:)")
+
+
+def _plain(base: DictConfig) -> dict[str, Any] | None:
+    """A configuration as plain values; `None` if a setting refers to another, or to something that is not there."""
+    if _REFERENCE.search(OmegaConf.to_yaml(base)):
+        return None
+    try:
+        return OmegaConf.to_container(base, resolve=True)
+    except OmegaConfBaseException:  # told for each job
+        return None
 
 
 def _are_apart(paths: Sequence[tuple[str, ...]]) -> bool:

@@ -80,5 +80,5 @@ model = nn.Sequential({layers}).eval()
 model.load_state_dict(load_file("weights.safetensors"))
 pixels = torch.zeros(1, {shape})  # pictures: n, channels, height, width, 0 to {scale:g}
 mean, std = torch.tensor({model["mean"]}).view(-1, 1, 1), torch.tensor({model["std"]}).view(-1, 1, 1)
-print(model(((pixels / {scale} - mean) / std).flatten(1)).softmax(-1))  # classes: {classes}
+print(model(((pixels / {scale} - mean) / std).flatten(1)).softmax(-1).detach())  # classes: {classes}
 '''

@@ -1,4 +1,4 @@
-"""Events -> MLflow. The only module that writes MLflow, and only the launching process runs it.
+"""Events -> MLflow, live. Only this and `publish` write there, and only the launching process runs them.
 
 Metrics go out live, in batches. The truth is elsewhere: whatever could not be written, or was written before a crash,
 is made good from the checkpoints by `Tracker.finish` when a run is done or found done.

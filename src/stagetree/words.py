@@ -17,7 +17,7 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   sweep    train a grid: values separated by commas, shared schedule prefixes once (--fresh --quiet)
   plan     say what a sweep would train, and train nothing (--json)
   watch    show the progress of a sweep that runs elsewhere
-  report   rank the runs (--metric test_acc --top 20 --group-by seed --output leaderboard.csv)
+  report   rank the runs as a table, a CSV file and a page (--metric test_acc --top 20 --group-by seed --output X.csv)
   ui       open MLflow's user interface (--port 5000)
   data     DATASET: say what a data set holds, and draw sample pictures
   predict  RUN picture.png ...: name the classes of pictures; RUN is best, a run's name, or the beginning of its id
