@@ -161,6 +161,22 @@ def test_every_run_has_the_command_that_trains_it_alone(folder, gathered, frame)
     assert again["uid"].tolist() == [frame.set_index("run_id").loc[ranked["run_id"][0], "uid"]]
 
 
+def test_one_seed_and_a_failed_run(source, browser, tmp_path):
+    frame = source.frame[source.frame["seed"] == 0].copy()
+    failed = frame.index[0]
+    frame.loc[failed, ["status", "reason", "val_acc"]] = ["failed", "train/loss became nan", np.nan]
+    path = tmp_path / "one.html"
+    page.write_page(page.Source(frame, source.uri, source.output_dir), path)
+    with watched(browser) as tab:
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("#curves-plot .main-svg")
+        assert not tab.locator("#view").is_visible()
+        assert cells(tab, "status") == ["finished"] * 5 + ["failed"]
+        assert cells(tab, "rank")[-1] == ""
+        assert cells(tab, "reason")[-1] == "train/loss became nan"
+        assert "Welch" not in tab.inner_text("#ties")
+
+
 def test_hostile_names_stay_text(source, browser, tmp_path):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     named = source.frame.assign(run_name=hostile)

@@ -124,6 +124,7 @@ def _table(frame: DataFrame, tied: Series) -> dict[str, Any]:
     figures = sorted((name for name in frame if _kind(name, frame[name]) != "text" and _is_figure(name)),
                      key=lambda name: not re.fullmatch(f"{metric}(_mean|_std|_n)?", name))  # fmt: skip
     first = [name for name in ("rank", "run_name") if name in frame]
+    first += ["status"] if "status" in frame and frame["status"].nunique() > 1 else []
     columns = [
         {
             "name": name,

@@ -179,9 +179,10 @@ function drawCurves() {
     traces.push({ x, y, mode: "lines+markers", name: cut(plain(names[row]), 60), line: { color: LEADERS[place], width: 2 },
       marker: { line: { width: 0 }, size: x.map((epoch) => (ends.includes(epoch) ? 9 : 3)), symbol: x.map((epoch) => (ends.includes(epoch) ? "diamond" : "circle")) } });
   });
+  const last = Math.max(1, ...rows.map((row) => data.curves[row].metrics[key][0].at(-1)));
   const boundaries = [...new Set(leaders.flatMap((row) => data.curves[row].ends.slice(0, -1)))].slice(0, 30);
   const shapes = boundaries.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: c.soft, width: 1, dash: "dot" } }));
-  draw("curves-plot", traces, { xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: key }, type: find("log").checked ? "log" : "linear", ...percent(key) },
+  draw("curves-plot", traces, { xaxis: { title: { text: "epoch" }, ...(last <= 12 ? { dtick: 1 } : {}) }, yaxis: { title: { text: key }, type: find("log").checked ? "log" : "linear", ...percent(key) },
     shapes, showlegend: true, legend: { orientation: "h", y: -0.2 }, height: 460 });
   const left = data.curves.length < runs.tied.length ? ` Curves of the first ${data.curves.length} runs alone are in this page.` : "";
   find("curves-note").textContent = `${key} of ${rows.length} runs; the first ${leaders.length} in colour, diamonds and dotted lines where their stages end.${left}`;
@@ -358,8 +359,9 @@ function start() {
     waiting = setTimeout(drawPlots, 200);
   });
   find("more").addEventListener("click", () => { view.shown += 2 * ROWS; drawTable(); });
-  const test = data.seeds ? " Over seeds, Welch's t-test compares each line with the first;" : "";
-  find("ties").textContent = `≈ marks what cannot be told apart from the first.${test} single runs are compared by the two-proportion z-test on the pictures of ${data.metric}. Both at 5 % for all comparisons together (Holm).`;
+  const tests = ["single runs by the two-proportion z-test on the pictures that accuracies were measured on"];
+  if (data.seeds) tests.unshift("means over seeds by Welch's t-test");
+  find("ties").textContent = `≈ marks what cannot be told apart from the first: ${tests.join(", ")}; at 5 % for all comparisons together (Holm).`;
   const keys = [...new Set(data.curves.flatMap((curve) => Object.keys(curve.metrics)))].sort();
   const preferred = [data.metric.replace("_", "/"), "val/acc", "train/acc"].find((key) => keys.includes(key) && data.curves.some((one) => (one.metrics[key] || [[]])[0].length > 1));
   options("curve", keys.map((key) => [key, key]), preferred);
