@@ -280,14 +280,14 @@ def summary(frame: DataFrame) -> str:
 
 
 def useful_columns(frame: DataFrame) -> tuple[list[str], list[str]]:
-    """Name the params that vary and the metrics that some run has, as MLflow spells them.
+    """Name the params that vary and the leaderboard's figures that some run has, as MLflow spells them.
 
     Args:
         frame: from `load`.
     """
     described, others = _split_params(frame[_params(frame)])
     params = [name for name in (*described, *others) if frame[name].nunique() > 1]
-    metrics = [name for name in METRICS if frame[name].notna().any()]
+    metrics = [name for name in (*_FIGURES, "train_seconds") if frame[name].notna().any()]
     return params, [re.sub(r"_(?=loss|acc)", "/", name) for name in metrics]
 
 
