@@ -1,6 +1,6 @@
 """DataFrame -> `leaderboard.html`: one file that shows a ranking and why, offline, in any browser.
 
-Here the numbers are gathered; `assets/leaderboard.js` draws them with Plotly.
+Here the numbers are gathered; the scripts in `assets` draw them, with Plotly.
 """
 
 import base64
@@ -26,6 +26,8 @@ from stagetree.network import Mistake, Network, confusion
 MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
 """Runs whose learning curves are read, the best first; of a server each is a request."""
 MISTAKES = 24
+SCRIPTS = ("common", "table", "plots", "tree", "start")
+"""Of `assets`, in their order."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def write_page(source: Source, path: Path) -> None:
     parts = {
         "/*style*/": (folder / "leaderboard.css").read_text("utf-8"),
         "/*plotly*/": (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8"),
-        "/*script*/": (folder / "leaderboard.js").read_text("utf-8"),
+        "/*script*/": "\n".join((folder / f"{name}.js").read_text("utf-8") for name in SCRIPTS),
         "/*data*/": _as_json(gather(source)),
     }
     for mark, text in parts.items():
