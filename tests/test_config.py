@@ -208,3 +208,10 @@ def test_one_changed_byte_of_data_changes_the_uid(tmp_path, arrays):
         settings = config.Npz(name="npz", root=str(file.parent), file=file.name)
         digests.add(data.prepare(settings, tmp_path / "out").digest)
     assert len({uid(BASE, digest=digest) for digest in digests}) == 2
+
+
+def test_the_table_and_its_page_are_two_files():
+    with pytest.raises(InputError, match=r"^report: output is the table, best.html would be its page \(name it .csv"):
+        check(changed(report={"output": "best.html"}))
+    assert check(changed(report={"output": "best.html", "page": False})).report.page_path is None
+    assert str(check(changed(report={"output": "a/best.csv"})).report.page_path) == "a/best.html"

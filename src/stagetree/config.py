@@ -347,6 +347,12 @@ class Report(Frozen):
     page: bool = True
     """Write a page beside that file, named alike but for `.html`, which opens in any browser."""
 
+    @model_validator(mode="after")
+    def _files_differ(self):
+        if self.page and Path(self.output).suffix == ".html":
+            raise ValueError(f"output is the table, {self.output} would be its page (name it .csv, or set page=false)")
+        return self
+
     @property
     def page_path(self) -> Path | None:
         """Of the page, if it is wanted."""
