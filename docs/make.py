@@ -111,7 +111,7 @@ def rooms() -> str:
 
     @cache
     def level(name: str) -> int:
-        return 1 + max((level(other) for other in _imports(trees[name]) & trees.keys() - {name}), default=0)
+        return 1 + max((level(other) for other in imports(trees[name]) & trees.keys() - {name}), default=0)
 
     lines = [ROOMS_HEAD, "| room | |", "| --- | --- |"]
     for name in sorted(trees, key=lambda name: (level(name), name)):
@@ -120,7 +120,7 @@ def rooms() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _imports(tree: ast.Module) -> set[str]:
+def imports(tree: ast.Module) -> set[str]:
     """Modules of the package that a module imports anywhere."""
     found = set()
     for node in ast.walk(tree):

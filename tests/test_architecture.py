@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import make
 import pytest
 
 import stagetree
@@ -37,15 +38,8 @@ HEAVY = {"torch", "torchvision", "mlflow", "pandas", "sklearn", "matplotlib"}
 
 
 def imports(module):
-    """Modules of this package that a module imports anywhere, and what it imports at its top."""
-    tree = ast.parse((SOURCE / f"{module}.py").read_text())
-    own = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "stagetree":
-            own |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stagetree."):
-            own.add(node.module.split(".")[1])
-    return own & {path.stem for path in SOURCE.glob("*.py")}
+    """Modules of this package that a module imports anywhere."""
+    return make.imports(ast.parse((SOURCE / f"{module}.py").read_text())) & {path.stem for path in SOURCE.glob("*.py")}
 
 
 def test_every_module_has_a_room():

@@ -67,7 +67,6 @@ class Publisher:
         if run.outputs and run.outputs.model_outputs:
             return
         with tempfile.TemporaryDirectory() as scratch:
-            model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
             folder = Path(scratch)
             export(self._output_dir, uid, folder / "data", dict(run.data.params))
             with resources.as_file(resources.files("stagetree") / "assets" / "classifier.py") as loader:
@@ -77,8 +76,9 @@ class Publisher:
             (folder / "requirements.txt").write_text("".join(needed))
             environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
             (folder / "python_env.yaml").write_text(yaml.safe_dump(environment))
+            model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
             described = Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id)
-            # what pyfunc.save_model writes, without its look at every installed package, which takes a second
+            # what pyfunc.save_model writes, without its look at every installed package, which takes 0.6 s
             pyfunc.add_to_model(
                 described, loader_module="classifier", data="data", code="code", python_env="python_env.yaml"
             )

@@ -17,7 +17,7 @@ def welch(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> np.ndarray:
         std: likewise, with ddof=1.
         n: repetitions, at least 2.
     """
-    from scipy.special import stdtr  # late: it takes 0.2 s to import, and scipy.stats a second
+    from scipy.special import stdtr  # late: it takes 0.2 s to import
 
     error = std**2 / n
     both = error[0] + error

@@ -130,9 +130,9 @@ function drawSettings() {
     const own = rows.filter((row) => setting.values[row] !== null);
     const { values, at, ticks } = scale(setting, own);
     const n = place ? place + 1 : "";
-    const means = values.map((value) =>
-      mean(own.filter((row) => setting.values[row] === value).map((row) => metricValues[row])),
-    );
+    const groups = new Map(values.map((value) => [value, []]));
+    for (const row of own) groups.get(setting.values[row]).push(metricValues[row]);
+    const means = values.map((value) => mean(groups.get(value)));
     traces.push({
       x: own.map((row) => at(setting.values[row])),
       y: own.map((row) => metricValues[row]),
@@ -156,7 +156,7 @@ function drawSettings() {
     axes[`xaxis${n}`] = { title: { text: plain(setting.name) }, ...ticks };
     axes[`yaxis${n}`] = { ...percent(data.metric) };
     values.slice(0, 50).forEach((value, i) => {
-      const figures = own.filter((row) => setting.values[row] === value).map((row) => metricValues[row]);
+      const figures = groups.get(value);
       const best = isLoss ? Math.min(...figures) : Math.max(...figures);
       lines.push([
         setting.name,
