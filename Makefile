@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test faults exact r16 engine floors overheads bench bench-gpu docs lock clean
+.PHONY: sweep test faults launchers conformance test-matrix exact r16 engine floors overheads scale waves team bench \
+	bench-gpu docs lock clean
+
+HYDRA_VERSIONS ?= 1.3.8 1.4.0rc3
 
 sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
 	$(BIN)/stagetree sweep +experiment=digits_grid
@@ -14,6 +17,21 @@ test: .venv/installed  ## all tests
 
 faults: .venv/installed  ## the fault suite with its full counts (about an hour on 2 cores), and its table
 	$(BIN)/python -m pytest -n 2 --faults full tests/test_fault_*.py
+
+launchers: .venv/installed  ## kills under each launcher with full counts, SLURM and Ray included, and what a unit costs (half an hour)
+	$(BIN)/python -m pytest --faults full tests/test_launchers.py tests/test_hosts.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/launchers.py
+
+conformance: .venv/installed  ## Hydra's own suites for launchers through our sweeper, with each launcher (10 minutes)
+	$(BIN)/python -m pytest --faults full tests/test_conformance.py
+
+test-matrix: .venv/installed  ## all tests and Hydra's suites with each version of Hydra (HYDRA_VERSIONS="...")
+	for version in $(HYDRA_VERSIONS); do \
+		$(BIN)/python -m pip install --quiet --upgrade --target .venv/hydra-$$version hydra-core==$$version && \
+		PYTHONPATH=$(CURDIR)/.venv/hydra-$$version $(BIN)/python -m pytest -n 2 && \
+		PYTHONPATH=$(CURDIR)/.venv/hydra-$$version $(BIN)/python -m pytest --faults full tests/test_conformance.py \
+		|| exit 1; \
+	done
 
 exact: .venv/installed  ## one grid with sharing and packing on and off: the same bits
 	$(BIN)/python benchmarks/sharing.py digits
@@ -29,6 +47,15 @@ floors: .venv/installed  ## what no engine can avoid in the grids of `make bench
 
 overheads: .venv/installed  ## what a sweep costs beside training: start, planning, tracking, reading, memory (5 minutes)
 	$(BIN)/python benchmarks/overheads.py
+
+scale: .venv/installed  ## sweeps of up to a million runs on up to 10,000 workers, planned and simulated (15 minutes)
+	$(BIN)/python benchmarks/scale.py
+
+waves: .venv/installed  ## an unbalanced tree with and without waves: wall time, idle share (5 minutes)
+	$(BIN)/python benchmarks/waves.py
+
+team: .venv/installed  ## thirty sweeps at once to MLflow on PostgreSQL with logins (10 minutes)
+	PYTHONPATH=tests $(BIN)/python benchmarks/team.py
 
 bench-gpu: $(if $(GPU_PYTHON),,.venv/installed)  ## packs on a CUDA device (GPU_PYTHON=... for an interpreter whose torch knows it), and the tests for it
 	PYTHONPATH=src:sweeper $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -m gpu -p no:cacheprovider tests

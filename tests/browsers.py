@@ -10,6 +10,7 @@ from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from filelock import FileLock
+from installed import debian
 from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -22,8 +23,7 @@ def find_chromium() -> str:
             if found := shutil.which(name):
                 return found
         if os.getuid() == 0 and shutil.which("apt-get"):
-            subprocess.run(["apt-get", "update", "-qq"], check=True)
-            subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=True)
+            debian("chromium")
             return shutil.which("chromium")
         subprocess.run(["playwright", "install", "chromium"], check=True)
         with sync_playwright() as playwright:

@@ -60,7 +60,7 @@ class Bench:
             "schedule": {"stages": [[2, 0.1], [1, 0.01]]},
             "loss": {"name": "cross_entropy"},
             "trainer": {"batch_size": 16, "device": "cpu"},
-            "tracking": {}, "report": {}, "predict": {}, "export": {}, "ui": {},
+            "tracking": {}, "report": {}, "predict": {}, "export": {}, "migrate": {}, "ui": {},
             "seed": 0, "output_dir": str(self.output_dir),
         }  # fmt: skip
         for path, value in changes.items():
@@ -128,6 +128,13 @@ def reference(tmp_path_factory, arrays, worker_id) -> dict[str, tuple]:
     found = faults.results(folder)
     assert len(found) == 24
     return found
+
+
+@pytest.fixture(scope="session")
+def reference_csv(reference, tmp_path_factory, worker_id) -> Path:
+    """The leaderboard of the undisturbed sweep."""
+    shared = tmp_path_factory.getbasetemp()
+    return (shared if worker_id == "master" else shared.parent) / "reference/leaderboard.csv"
 
 
 def pytest_addoption(parser):

@@ -12,8 +12,9 @@ import stagetree
 
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
-    {"mistakes", "tree", "model", "loss", "claims", "capture"},
-    {"notation", "stopping"},
+    {"mistakes", "tree", "model", "loss", "capture"},
+    {"claims", "notation"},
+    {"stopping", "devices"},
     {"words"},
     {"config"},
     {"checks", "identity", "checkpoint", "events"},
@@ -25,11 +26,12 @@ ROOMS = [
     {"train", "machine"},
     {"walk"},
     {"store", "stats", "progress", "curves", "connect"},
-    {"report", "publish", "history"},
+    {"report", "publish", "history", "migrate"},
     {"tracking", "page"},
     {"tail"},
-    {"compose", "launch", "ui", "watch"},
-    {"prepare"},
+    {"compose", "engine", "ui", "watch"},
+    {"cluster", "prepare"},
+    {"launch"},
     {"runner", "pictures"},
     {"cli"},
     {"api"},

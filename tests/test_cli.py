@@ -48,12 +48,14 @@ def sweeps(monkeypatch):
     """Stand in for `runner.run` and for training, which test_runner.py runs: what was asked for, and which units."""
     seen = SimpleNamespace(jobs=None, workers=None, command=None, units=[], fails=(), reported=None)
 
-    def run(jobs, *, workers, launch, command):
-        seen.jobs, seen.workers, seen.command = jobs, workers, command
+    def run(jobs, *, engine, command):
+        seen.jobs, seen.workers, seen.command = jobs, engine.workers, command
         sweep_dir = Path(jobs[0].config.output_dir).resolve() / "sweeps" / "it's (1), ok"
         ids = [f"{number:04d}" for number in range(len(jobs))]
-        launch(sweep_dir, ids[:-1])
-        launch(sweep_dir, ids[-1:])
+        (sweep_dir / "units").mkdir(parents=True, exist_ok=True)
+        for some in (ids[:-1], ids[-1:]):
+            if some:
+                engine.launch(sweep_dir, dict.fromkeys(some, ()))
         assert {folder for folder, _ in seen.units} == {sweep_dir}
         return SimpleNamespace(exit_code=3 if seen.fails else 0, objective=0.5, text="the end")
 
@@ -119,7 +121,7 @@ def test_an_unknown_command_is_named_with_the_nearest(command, capsys):
     assert command("trian", "seed=1") == 1
     assert capsys.readouterr().err == (
         "stagetree: there is no command 'trian', expected one of train, sweep, plan, watch, report, ui, data, predict, "
-        "export; did you mean train?\n"
+        "export, migrate; did you mean train?\n"
     )
 
 
@@ -213,7 +215,8 @@ def test_a_sweep_leaves_no_folder_or_file_of_hydras(command, sweeps, tmp_path):
     assert command("sweep", *HERE, "seed=1,2") == 0
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if "own" not in path.parts}
     folder = "mlruns/sweeps/it's (1), ok"
-    assert made == {"mlruns", "mlruns/sweeps", folder, f"{folder}/units", *(f"{folder}/units/000{i}" for i in (0, 1))}
+    own = {f"{folder}/units/000{i}{mark}" for i in (0, 1) for mark in ("", ".taken", ".ended")}
+    assert made == {"mlruns", "mlruns/sweeps", folder, f"{folder}/units", *own}
 
 
 def test_a_unit_that_fails_leaves_the_others_running(command, sweeps):
@@ -265,17 +268,14 @@ def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):
         ({"_target_": "a.JoblibLauncher", "n_jobs": 2}, "auto", 2),
         ({"_target_": "a.JoblibLauncher", "n_jobs": 2}, 5, 5),
         ({"_target_": "a.LocalLauncher"}, "auto", 8),
+        ({"_target_": "a.SlurmLauncher", "array_parallelism": 256}, "auto", 256),
+        ({"_target_": "a.SlurmLauncher", "array_parallelism": 256}, 12, 12),
     ],
 )
-def test_workers_are_what_the_launcher_runs_side_by_side(monkeypatch, launcher, wanted, workers):
+def test_workers_are_what_the_launcher_runs_side_by_side(monkeypatch, bench, launcher, wanted, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    config = OmegaConf.create({"hydra": {"launcher": launcher}})
-    assert launch.count_workers(config, wanted) == workers
-
-
-def test_an_empty_batch_is_never_launched():
-    config = OmegaConf.create({"hydra": {"launcher": None}})  # any launch would fail
-    launch.launch_by_hydra(None, config, overrides=(), workers=1)(Path("sweep"), [])
+    trainer = bench.config(trainer__workers=wanted).trainer
+    assert launch.count_workers(OmegaConf.create(launcher), trainer) == workers
 
 
 # ---------------------------------------------------------------- report and ui
@@ -339,7 +339,7 @@ def test_the_version_is_the_packages():
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("stagetree ", ["train", "sweep", "plan", "watch", "report", "ui", "data", "predict", "export"]),
+        ("stagetree ", ["train", "sweep", "plan", "watch", "report", "ui", "data", "predict", "export", "migrate"]),
         ("stagetree s", ["sweep"]),
         ("stagetree report --m", ["--metric"]),
         (

@@ -17,7 +17,7 @@ BASE = {
     "optimizer": {"name": "adam"},
     "schedule": {"stages": [[2, 0.1]]},
     "loss": {"name": "cross_entropy"},
-    "trainer": {}, "tracking": {}, "report": {}, "predict": {}, "export": {}, "ui": {},
+    "trainer": {}, "tracking": {}, "report": {}, "predict": {}, "export": {}, "migrate": {}, "ui": {},
     "seed": 0, "output_dir": "mlruns",
 }  # fmt: skip
 
@@ -152,8 +152,10 @@ DECIDES = {
 DECIDES_NOT = {
     "dataset__root": "elsewhere", "dataset__val_seed": 5, "dataset__duplicates": "ignore",
     "trainer__pack_size": 3, "trainer__share_prefixes": False, "trainer__fresh": True, "trainer__workers": 4,
+    "trainer__workers_per_device": 2,
     "trainer__test_every_epoch": True, "trainer__checkpoint_every_s": 1.0, "trainer__device": "cpu",
-    "tracking__experiment": "other", "tracking__uri": "http://127.0.0.1:1", "report__top": 3, "ui__port": 1,
+    "tracking__experiment": "other", "tracking__uri": "http://127.0.0.1:1", "tracking__artifacts": "s3://bucket",
+    "report__top": 3, "ui__port": 1,
     "output_dir": "elsewhere", "quiet": True,
 }  # fmt: skip
 

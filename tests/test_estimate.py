@@ -7,7 +7,7 @@ import pytest
 from stagetree import estimate
 from stagetree.data import DataInfo
 from stagetree.speed import Speed
-from stagetree.tree import Run, Stage, StageTree, cut_waves
+from stagetree.tree import Run, Stage, StageTree, cut_units
 
 INFO = DataInfo("", "d", "x", (1, 4, 4), ("a", "b"), n_train=100, n_test=50, scale=255.0)
 SHAPE = json.dumps({"data": "d", "val_size": 20, "batch_size": 10})
@@ -16,8 +16,8 @@ STEPS = 8  # of an epoch: 80 pictures by 10
 
 
 def seconds(runs, workers=1, pack_size="auto", speeds=None):
-    waves = cut_waves(StageTree.build(runs), workers, {SHAPE: 1.0})
-    return estimate.seconds(waves, {SHAPE: SPEED} if speeds is None else speeds, {"d": INFO}, pack_size)
+    units = cut_units(StageTree.build(runs), workers, {SHAPE: 1.0})
+    return estimate.seconds(units, workers, {SHAPE: SPEED} if speeds is None else speeds, {"d": INFO}, pack_size)
 
 
 def run(trunk, *stages):
@@ -61,3 +61,21 @@ def test_work_is_divided_by_what_is_multiplied_where_they_were_not():
     plain = json.dumps({"data": "d", "n_params": 7, "folded": True})
     adam = json.dumps({"data": "d", "n_params": 7, "folded": False})
     assert estimate.epoch_costs([plain, adam], {plain: SPEED}, {"d": INFO}) == {plain: 700, adam: 1050}
+
+
+@pytest.mark.parametrize(
+    ("workers", "ends"),
+    [
+        (1, 10 + 35 + 15 + 15),
+        (2, 40),  # 10, then both of what waits for it, while the other worker is at the 35; in waves it would be 50
+        (3, 35),
+        (9, 35),
+    ],
+)
+def test_a_free_worker_takes_the_first_unit_that_can_start(workers, ends):
+    assert estimate.makespan([10, 35, 15, 15], [set(), set(), {0}, {0}], workers) == ends
+
+
+def test_a_chain_of_units_takes_as_long_as_all_of_them():
+    assert estimate.makespan([1, 2, 3], [set(), {0}, {1}], 5) == 6
+    assert estimate.makespan([], [], 5) == 0

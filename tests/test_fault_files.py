@@ -7,7 +7,7 @@ import pytest
 from faults import rng
 from mlflow import MlflowClient
 
-from stagetree import checkpoint, data, events, launch, store
+from stagetree import checkpoint, data, engine, events, store
 from stagetree.mistakes import InputError
 from stagetree.progress import ProgressDisplay
 from stagetree.tail import Tail
@@ -82,7 +82,7 @@ def test_units(bench, runs, damage, times, tally, request):
         with pytest.raises(InputError, match="the unit is missing or damaged") as error:
             read_unit(folder, "0000")
         assert str(path) in str(error.value)
-        assert str(path) in launch.run_unit(folder, "0000")["error"]
+        assert str(path) in engine.run_unit(folder, "0000")["error"]
         row.differing += bench.bits(runs[0]) != before
 
 

@@ -155,7 +155,7 @@ def test_plan_lists_exactly_what_a_sweep_then_trains(tmp_path, swept, arrays):
     assert done.returncode == 0, done.stderr
     planned = {
         (node["uid"], node["epochs"])
-        for wave in json.loads(done.stdout)["waves"] for unit in wave for node in unit
+        for unit in json.loads(done.stdout)["units"] for node in unit["nodes"]
     }  # fmt: skip
     last = {}
     for event in events(folder):

@@ -8,17 +8,27 @@ from itertools import product
 import pytest
 
 from stagetree import tree as trees
-from stagetree.tree import Finished, Node, Run, Stage, StageTree, even_packs, next_pack, prefix_uid
+from stagetree.tree import (
+    Finished,
+    Node,
+    Run,
+    Stage,
+    StageTree,
+    even_packs,
+    next_pack,
+    predecessors,
+    prefix_uid,
+)
 
 
 def run(*stages, trunk="t", shape="s"):
     return Run(trunk=f'"{trunk}"', shape=f'"{shape}"', stages=tuple(Stage(*stage) for stage in stages))
 
 
-def cut_waves(tree, workers, **epoch_cost):
+def cut_units(tree, workers, **epoch_cost):
     """An epoch of any shape costs 1 unless told otherwise."""
     costs = {node.shape: epoch_cost.get(node.shape.strip('"'), 1.0) for node in tree.walk()}
-    return trees.cut_waves(tree, workers, costs)
+    return trees.cut_units(tree, workers, costs)
 
 
 def lines(tree):
@@ -80,7 +90,7 @@ def test_order_and_repetition_of_choices_do_not_change_the_plan():
     for seed in range(5):
         shuffled = random.Random(seed).sample(runs * 2, 2 * len(runs))
         assert StageTree.build(shuffled) == expected
-        assert cut_waves(StageTree.build(shuffled), 3) == cut_waves(expected, 3)
+        assert cut_units(StageTree.build(shuffled), 3) == cut_units(expected, 3)
 
 
 def test_every_run_ends_at_exactly_one_node_that_all_its_epochs_lead_to():
@@ -138,7 +148,7 @@ def test_nodes_survive_their_way_through_json():
         assert (copy.stages, copy.uid, copy.first_epoch) == (node.stages, node.uid, node.first_epoch)
 
 
-# ---------------------------------------------------------------- units, waves, packs
+# ---------------------------------------------------------------- units, packs
 
 
 def grid(n_roots, n_leaves, shape="s"):
@@ -152,48 +162,66 @@ def uids(units):
     return sorted(node.uid for unit in units for root in unit for node in root.walk())
 
 
+def sizes(units):
+    return [len(unit) for unit in units]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("shape", [(4, 4), (1, 16), (5, 1)])
-def test_waves_train_each_node_once_and_parents_first(workers, shape):
+def test_units_train_each_node_once_and_can_start_in_their_order(workers, shape):
     """Invariant 4, first part."""
     tree = StageTree.build(grid(*shape))
-    waves = cut_waves(tree, workers)
-    assert uids([unit for wave in waves for unit in wave]) == sorted(node.uid for node in tree.walk())
-    assert all(len(wave) <= workers for wave in waves)
+    units = cut_units(tree, workers)
+    assert uids(units) == sorted(node.uid for node in tree.walk())
     seen = set()
-    for wave in waves:
-        for unit in wave:
-            here = {node.uid for root in unit for node in root.walk()}
-            assert all(root.parent is None or root.parent in seen for root in unit)
-            assert not here & seen
-        seen |= set(uids(wave))
+    for place, (unit, after) in enumerate(zip(units, predecessors(units), strict=True)):
+        assert all(root.parent is None or root.parent in seen for root in unit)
+        assert {root.parent for root in unit} <= {None, *uids([units[other] for other in after])}
+        assert all(other < place for other in after)
+        seen |= set(uids([unit]))
 
 
-def test_subtrees_enough_for_all_workers_are_one_wave():
-    waves = cut_waves(StageTree.build(grid(4, 4)), 2)
-    assert [[len(unit) for unit in wave] for wave in waves] == [[2, 2]]
+def test_subtrees_enough_for_all_workers_wait_for_nothing():
+    units = cut_units(StageTree.build(grid(4, 4)), 2)
+    assert sizes(units) == [2, 2]
+    assert predecessors(units) == [set(), set()]
 
 
 def test_a_tree_of_one_root_is_cut_at_its_fork_to_feed_all_workers():
-    waves = cut_waves(StageTree.build(grid(1, 16)), 2)
-    assert [[len(unit) for unit in wave] for wave in waves] == [[1], [8, 8]]
+    units = cut_units(StageTree.build(grid(1, 16)), 2)
+    assert sizes(units) == [1, 8, 8]
+    assert predecessors(units) == [set(), {0}, {0}]
 
 
-def test_one_worker_gets_all_in_one_wave():
-    waves = cut_waves(StageTree.build(grid(1, 16)), 1)
-    assert [[len(unit) for unit in wave] for wave in waves] == [[1]]
+def test_one_worker_gets_all_in_one_unit():
+    assert sizes(cut_units(StageTree.build(grid(1, 16)), 1)) == [1]
+
+
+def test_what_is_below_a_fork_waits_for_its_trunk_alone():
+    """Two trunks are cut, of 40 and of 10 epochs, beside a chain that is not: nobody waits for the slowest."""
+    runs = [run((40, 0.1), (5, lr)) for lr in range(1, 9)] + [run((10, 0.1), (5, lr), trunk="u") for lr in range(1, 9)]
+    units = cut_units(StageTree.build([*runs, run((20, 0.1), trunk="v")]), 4)
+    long, short, chain, *below = units
+    assert [unit[0].epochs for unit in (long, short, chain)] == [40, 10, 20]
+    assert predecessors(units) == [set()] * 3 + [{0}] * 4 + [{1}] * 4
+    assert sizes(below) == [2] * 8
+
+
+def test_a_unit_of_final_figures_alone_does_not_wait_for_itself():
+    tree = StageTree.build([run((2, 0.1))])
+    left = tree.remaining(finished(run((2, 0.1)), tested=False))
+    assert predecessors(cut_units(left, 2)) == [set()]
 
 
 def test_units_keep_equal_shapes_together():
     runs = grid(4, 2, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 9)]
-    (wave,) = cut_waves(StageTree.build(runs), 2)
-    assert [{root.shape for root in unit} for unit in wave] == [{'"s"'}, {'"v"'}]
+    units = cut_units(StageTree.build(runs), 2)
+    assert [{root.shape for root in unit} for unit in units] == [{'"s"'}, {'"v"'}]
 
 
 def test_workers_get_equal_work_not_equal_counts():
     runs = grid(6, 1, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 4)]
-    (wave,) = cut_waves(StageTree.build(runs), 2, s=1, v=3)
-    assert [len(unit) for unit in wave] == [6, 3]
+    assert sizes(cut_units(StageTree.build(runs), 2, s=1, v=3)) == [6, 3]
 
 
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from stagetree import cli, prepare, runner
 from stagetree.compose import Job, compose_grid
 from stagetree.config import Config
-from stagetree.launch import count_workers, end_idle_workers, launch_by_hydra
+from stagetree.launch import choose_engine, end_idle_workers
 from stagetree.mistakes import InputError, composition_mistake
 from stagetree.notation import listed_stages
 
@@ -48,10 +48,9 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
         KeyboardInterrupt: states are kept; the same call goes on.
     """
     with composed(overrides, config_dir) as (context, config, jobs):
-        workers = count_workers(config, jobs[0].config.trainer.workers)
-        launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
+        engine = choose_engine(context, config, jobs[0])
         try:
-            outcome = runner.run(jobs, workers=workers, launch=launch, command=["stagetree", "sweep", *overrides])
+            outcome = runner.run(jobs, engine=engine, command=["stagetree", "sweep", *overrides])
         except KeyboardInterrupt:
             end_idle_workers()
             raise
@@ -72,8 +71,8 @@ def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
     """
     from pandas import DataFrame
 
-    with composed(overrides, config_dir) as (_, config, jobs):
-        workers = count_workers(config, jobs[0].config.trainer.workers)
+    with composed(overrides, config_dir) as (context, config, jobs):
+        workers = choose_engine(context, config, jobs[0]).workers
         summary = dict(prepare.plan(jobs, workers=workers, measure=True).summary)
     frame = DataFrame(summary.pop("runs"))
     frame.attrs = summary

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -272,7 +273,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         OSError: with the path, which is as it was.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         aside.write_bytes(content)
         os.replace(aside, path)

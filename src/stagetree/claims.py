@@ -5,11 +5,14 @@ ends, so there is nothing to clean up, no heartbeat, and no process number that 
 Record locks also hold between machines that share a folder over NFS.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 from functools import cache
 from pathlib import Path
+
+from stagetree.mistakes import InputError
 
 
 class Claims:
@@ -20,7 +23,7 @@ class Claims:
     """
 
     def __init__(self, path: Path):
-        self._fd = _open(str(path))
+        self._path, self._fd = path, _open(str(path))
         self._held = _HELD.setdefault(self._fd, set())
 
     def take(self, name: str) -> bool:
@@ -56,6 +59,13 @@ class Claims:
             fcntl.lockf(self._fd, kind, 1, offset)
         except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            raise InputError(
+                f"output_dir: {self._path} cannot be locked ({error.strerror}); workers find out by locks what others "
+                "do (mount the shared folder with them, as NFS 4 does by itself, or give another output_dir)"
+            ) from error
         return True
 
 

@@ -73,7 +73,16 @@ def _job(task: Callable[["DictConfig"], Any], full_error: bool) -> Callable[["Di
                 raise
             sys.exit(said)
 
+    _OWN.add(job)
     return job
+
+
+_OWN: set[Callable] = set()
+
+
+def is_own(task: Callable) -> bool:
+    """Whether a task function of Hydra's is one of this program's commands."""
+    return task in _OWN
 
 
 def conf_dir() -> Path:
@@ -138,10 +147,10 @@ def _train_one(cfg: "DictConfig") -> "Outcome":
 
     from stagetree import runner
     from stagetree.compose import Job, checked, source_flags
-    from stagetree.launch import launch_here
+    from stagetree.engine import InProcess
 
     job = Job(tuple(HydraConfig.get().overrides.task), checked(cfg), source_flags(HydraConfig.get()))
-    return runner.run([job], workers=1, launch=launch_here, command=_command())
+    return runner.run([job], engine=InProcess(), command=_command())
 
 
 def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequence[str], *, mode: str) -> float | None:
@@ -162,23 +171,22 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
 
     from stagetree import prepare, runner
     from stagetree.compose import compose_grid
-    from stagetree.launch import count_workers, end_idle_workers, launch_by_hydra
+    from stagetree.launch import choose_engine, end_idle_workers
     from stagetree.mistakes import InputError
 
     if mode not in ("train", "plan", "plan_json"):
         raise InputError(f"hydra.sweeper.mode: got {mode!r}, expected one of plan, plan_json, train")
     jobs = compose_grid(context.config_loader, config, arguments)
-    workers = count_workers(config, jobs[0].config.trainer.workers)
+    engine = choose_engine(context, config, jobs[0])
     if mode != "train":
-        plan = prepare.plan(jobs, workers=workers, measure=True)
+        plan = prepare.plan(jobs, workers=engine.workers, measure=True)
         if mode == "plan":
             plan.show(Console())
         else:
             print(json.dumps(plan.summary, indent=2))
         return None
-    launch = launch_by_hydra(context, config, overrides=jobs[0].overrides, workers=workers)
     try:
-        outcome = runner.run(jobs, workers=workers, launch=launch, command=_command())
+        outcome = runner.run(jobs, engine=engine, command=_command())
     except KeyboardInterrupt:
         end_idle_workers()
         raise
@@ -233,6 +241,18 @@ def _export(cfg: "DictConfig") -> None:
     pictures.export_run(checked(cfg))
 
 
+def _migrate(cfg: "DictConfig") -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from stagetree.compose import checked
+    from stagetree.migrate import migrate
+
+    config, console = checked(cfg), Console(stderr=True)
+    copied = migrate(config, lambda runs, total: track(runs, "copying runs", total, console=console))
+    print(f"{copied} runs copied to {config.migrate.to}; use it with tracking=server tracking.uri={config.migrate.to}")
+
+
 def _ui(cfg: "DictConfig") -> None:
     from stagetree import ui
     from stagetree.compose import checked
@@ -255,5 +275,6 @@ TASKS = {
     "data": _data,
     "predict": _predict,
     "export": _export,
+    "migrate": _migrate,
 }
 """For each command, Hydra's task function; the sweeper plugin stands in for it in `sweep` and `plan`."""

@@ -307,7 +307,9 @@ class Trainer(Frozen):
     checkpoint_every_s: NonNegative = 60.0
     """Seconds between states kept within a stage, at the end of an epoch; a killed run goes on from the last."""
     workers: AutoOrCount = "auto"
-    """Units launched at a time; `auto`: what the launcher runs side by side."""
+    """Units trained at a time; `auto`: what the launcher runs side by side, on GPUs as many as there are slots."""
+    workers_per_device: Count = 1
+    """Workers that share one GPU; each worker keeps to a GPU of its own otherwise."""
 
     @model_validator(mode="after")
     def _tf32_is_for_cuda(self):
@@ -323,6 +325,9 @@ class Tracking(Frozen):
     """MLflow tracking URI; `null`: SQLite in `output_dir/mlflow.db`."""
     experiment: Annotated[str, Field(min_length=1)] = "stagetree"
     """Name of the MLflow experiment."""
+    artifacts: str | None = None
+    """Where a new experiment's artifacts go, a folder or a URI that MLflow can write, such as `s3://bucket/path`;
+    `null`: `output_dir/artifacts` for a database here, a server's own choice otherwise."""
 
 
 Metric = Literal["val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds"]
@@ -377,6 +382,13 @@ class Export(Frozen):
     """That is made; it must not hold anything yet."""
 
 
+class Migrate(Frozen):
+    """Where recorded runs are copied to."""
+
+    to: str | None = None
+    """Another MLflow tracking URI."""
+
+
 class UI(Frozen):
     """MLflow's user interface."""
 
@@ -397,6 +409,7 @@ class Config(Frozen):
     report: Report
     predict: Predict
     export: Export
+    migrate: Migrate
     ui: UI
     seed: Seed
     """Of initial weights, minibatch order and dropout."""

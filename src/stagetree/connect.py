@@ -52,15 +52,21 @@ def connect(uri: str) -> "MlflowClient":
         return client
 
 
-def experiment_id(client: "MlflowClient", name: str, uri: str, artifacts: Path) -> str:
-    """Find an experiment, or make it; its artifacts lie in a folder if the store is a local database."""
+def default_artifacts(uri: str, output_dir: Path) -> str | None:
+    """Where a new experiment's artifacts go: a server has a place for them, a database has none."""
+    return None if uri.startswith(("http:", "https:")) else str(output_dir / "artifacts")
+
+
+def experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
+    """Find an experiment, or make it, with its artifacts at a path or URI; `None`: where a server puts them."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
-            return client.create_experiment(name, artifact_location=location, tags=KIND)
+            if artifacts is not None and "://" not in artifacts:
+                artifacts = Path(artifacts).resolve().as_uri()
+            return client.create_experiment(name, artifact_location=artifacts, tags=KIND)
         except MlflowException:  # another sweep was quicker
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -152,14 +152,23 @@ def _store(source: datasets.Source, name: str, cache: Path) -> DataInfo:
         for key, array in flat.items():
             np.save(aside / f"{key}.npy", array, allow_pickle=False)
         write_sealed(aside / "data.json", {**asdict(info), "folder": ""})
-        shutil.rmtree(info.folder, ignore_errors=True)  # made anew only if it was damaged or of another name
-        os.replace(aside, info.folder)
+        if not _is_there(info):
+            shutil.rmtree(info.folder, ignore_errors=True)  # damaged, or of another name
+            os.replace(aside, info.folder)
     except OSError:
         if not Path(info.folder).exists():  # else another process was quicker with the same content
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return info
+
+
+def _is_there(info: DataInfo) -> bool:
+    """Whether another process, perhaps on another machine, was quicker."""
+    try:
+        return _open(Path(info.folder)).info.name == info.name
+    except Exception:
+        return False
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

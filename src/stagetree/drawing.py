@@ -36,8 +36,9 @@ def show(plan: Mapping[str, Any], tree: StageTree, names: Mapping[str, str], con
     if not tree.roots:
         return
     console.print(draw(tree, names), highlight=False)
-    waves = plan["waves"]
-    line = f"units: {sum(map(len, waves))} in {len(waves)} wave{'s' * (len(waves) > 1)}"
+    waiting = sum(bool(unit["after"]) for unit in plan["units"])
+    line = f"units: {len(plan['units'])} for {plan['workers']} worker{'s' * (plan['workers'] > 1)}"
+    line += f" ({waiting} wait for others)" if waiting else ""
     if plan["largest_pack"] is not None:
         line += f", packs of up to {plan['largest_pack']}"
     line += f"; {size(plan['estimated_bytes'])} on disk"

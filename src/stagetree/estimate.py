@@ -1,14 +1,15 @@
 """How long a sweep will take: its packs, as workers would choose them, at the speeds that were measured."""
 
+import heapq
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from stagetree.data import DataInfo, val_count
 from stagetree.speed import Speed
-from stagetree.tree import Node, StageTree, Unit, even_packs
+from stagetree.tree import Node, StageTree, Unit, even_packs, predecessors
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
@@ -39,12 +40,17 @@ def epoch_costs(shapes: Iterable[str], speeds: Mapping[str, Speed], infos: Mappi
 
 
 def seconds(
-    waves: Sequence[Sequence[Unit]], speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str
+    units: Sequence[Unit],
+    workers: int,
+    speeds: Mapping[str, Speed],
+    infos: Mapping[str, DataInfo],
+    pack_size: int | str,
 ) -> float | None:
     """Estimate the wall time of a sweep.
 
     Args:
-        waves: units that are launched together.
+        units: in the order in which they are started.
+        workers: units that run at a time.
         speeds: by shape.
         infos: by digest of the data.
         pack_size: most members of a pack, or `"auto"`.
@@ -52,16 +58,43 @@ def seconds(
     Returns:
         Seconds; `None` if a shape was not measured yet.
     """
-    if any(node.shape not in speeds for wave in waves for unit in wave for root in unit for node in root.walk()):
+    if any(node.shape not in speeds for unit in units for root in unit for node in root.walk()):
         return None
-    busy = (max(_unit_s(unit, speeds, infos, pack_size) for unit in wave) for wave in waves if wave)
-    total = sum(busy)
-    return START_S + total if total else 0.0
+    durations = [unit_s(unit, speeds, infos, pack_size) for unit in units]
+    return START_S + makespan(durations, predecessors(units), workers) if units else 0.0
 
 
-def largest_pack(waves: Sequence[Sequence[Unit]], speeds: Mapping[str, Speed], pack_size: int | str) -> int | None:
+def makespan(durations: Sequence[float], after: Sequence[Collection[int]], workers: int) -> float:
+    """When the last unit ends, if each worker that is free takes the first unit that can start.
+
+    Args:
+        durations: of the units, in seconds, in the order of their start.
+        after: for each, the positions of those that must have ended.
+        workers: units that run at a time.
+    """
+    missing = [len(those) for those in after]
+    followers: dict[int, list[int]] = defaultdict(list)
+    for place, those in enumerate(after):
+        for other in those:
+            followers[other].append(place)
+    ready = [place for place, count in enumerate(missing) if not count]  # sorted, so a heap
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < workers:
+            place = heapq.heappop(ready)
+            heapq.heappush(running, (now + durations[place], place))
+        now, ended = heapq.heappop(running)
+        for place in followers[ended]:
+            missing[place] -= 1
+            if not missing[place]:
+                heapq.heappush(ready, place)
+    return now
+
+
+def largest_pack(units: Sequence[Unit], speeds: Mapping[str, Speed], pack_size: int | str) -> int | None:
     """Most members that will train side by side; `None` until all shapes were measured."""
-    levels = [level for wave in waves for unit in wave for level in _levels(unit)]
+    levels = [level for unit in units for level in _levels(unit)]
     if any(shape not in speeds for shape, _ in levels):
         return None
     sizes = [min(len(members), _largest(speeds[shape], pack_size)) for shape, members in levels]
@@ -103,8 +136,8 @@ def _largest(own: Speed, pack_size: int | str) -> int:
     return own.best if pack_size == "auto" else int(pack_size)
 
 
-def _unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
-    """Time a worker needs."""
+def unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
+    """Seconds that a worker needs for a unit."""
     return sum(
         _pack_s(json.loads(shape), pack, speeds[shape], infos)
         for shape, members in _levels(unit)

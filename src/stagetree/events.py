@@ -6,6 +6,7 @@ killed process left unfinished is passed over; a damaged line in the middle is r
 
 import json
 import os
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,8 +23,8 @@ class EventLog:
 
     def __init__(self, folder: Path, name: str):
         folder.mkdir(parents=True, exist_ok=True)
-        # pid and time: a relaunched unit must not append to what its dead predecessor left
-        path = folder / f"{name}-{os.getpid()}-{time.time_ns()}.jsonl"
+        # host, pid and time: a relaunched unit must not append to what its dead predecessor left
+        path = folder / f"{name}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.jsonl"
         self._file = open(str(path), "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def append(self, *events: Event) -> None:
@@ -52,10 +53,12 @@ class EventReader:
     Args:
         folder: of the logs.
         on_damage: told of a damaged file, which is passed over from there on.
+        name: of the logs to follow; all of them without.
     """
 
-    def __init__(self, folder: Path, on_damage: Callable[[InputError], Any] | None = None):
+    def __init__(self, folder: Path, on_damage: Callable[[InputError], Any] | None = None, *, name: str | None = None):
         self._folder = folder
+        self._pattern = f"{name}-*.jsonl" if name else "*.jsonl"
         self._on_damage = on_damage
         self._offsets: dict[Path, int] = {}
         self._damaged: set[Path] = set()
@@ -66,7 +69,7 @@ class EventReader:
         Raises:
             InputError: a line that is not the last is damaged, and nobody is told of it instead.
         """
-        for path in sorted(self._folder.glob("*.jsonl")):
+        for path in sorted(self._folder.glob(self._pattern)):
             if path not in self._damaged:
                 yield from self._read_file(path)
 

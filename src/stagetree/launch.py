@@ -1,10 +1,10 @@
-"""Run the units of a sweep: in this process, or through whichever launcher Hydra was told to use."""
+"""Run the units of a sweep through whichever launcher Hydra was told to use."""
 
 import copy
-import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -12,66 +12,87 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from stagetree.cluster import Ray, Submitit
+from stagetree.compose import Job
+from stagetree.config import Trainer
+from stagetree.devices import count_devices, resolve_device
+from stagetree.engine import Engine, Result, Units, run_unit
 from stagetree.mistakes import InputError
-from stagetree.stopping import leave_ctrl_c_to_the_launcher, stop_asked
-
-log = logging.getLogger(__name__)
+from stagetree.unit import take_unit
 
 
-def run_unit(sweep_dir: Path, unit_id: str) -> dict[str, Any]:
-    """Train one unit. A failure is logged and returned: with some launchers an exception would end other units."""
-    leave_ctrl_c_to_the_launcher()
-    if stop_asked(sweep_dir):
-        return {"unit": unit_id, "stopped": "before it began"}
-    try:
-        from stagetree.walk import train_unit  # imports torch
+def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine:
+    """Find out what runs the units.
 
-        return train_unit(sweep_dir, unit_id)
-    except (InputError, OSError) as error:
-        log.error("unit %s: %s", unit_id, error)
-        return {"unit": unit_id, "error": str(error)}
-    except Exception as error:
-        log.exception("unit %s failed", unit_id)
-        return {"unit": unit_id, "error": f"{type(error).__name__}: {error}"}
+    Ray and SLURM know of tasks that wait for others, Hydra's launchers for them do not: there the plugins' settings
+    count, and the engines are asked themselves.
+
+    Args:
+        context: of the running Hydra application.
+        config: composed for the whole sweep, `hydra` node included.
+        job: any of the sweep.
+    """
+    trainer, launcher = job.config.trainer, config.hydra.launcher
+    kind = launcher._target_.rpartition(".")[2]
+    if kind == "RayLauncher":
+        settings = OmegaConf.to_container(launcher.ray, resolve=True)
+        if resolve_device(trainer.device) == "cuda":
+            settings["remote"].setdefault("num_gpus", 1 / trainer.workers_per_device)
+        return Ray(settings["init"], settings["remote"], trainer.workers)
+    workers = count_workers(launcher, trainer)
+    if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
+        settings = OmegaConf.to_container(launcher, resolve=True)
+        return Submitit(settings, kind == "SlurmLauncher", workers)
+    return HydraLauncher(context, config, job.overrides, workers)
 
 
-def launch_here(sweep_dir: Path, unit_ids: Sequence[str]) -> None:
-    """Run the units one after the other in this process."""
-    for unit_id in unit_ids:
-        run_unit(sweep_dir, unit_id)
+class HydraLauncher:
+    """Any launcher of Hydra's: a job for each unit, all in one batch.
 
-
-def launch_by_hydra(
-    context: HydraContext, config: DictConfig, *, overrides: Sequence[str], workers: int
-) -> Callable[[Path, Sequence[str]], None]:
-    """Make the function that gives units to Hydra's launcher, one job each.
+    Hydra's launchers know nothing of jobs that wait for others, so a job is not bound to a unit: it takes the next one
+    that can start when it starts itself.
 
     Args:
         context: of the running Hydra application.
         config: composed for the whole sweep, `hydra` node included.
         overrides: of any job of the sweep. A worker reads no value from the configuration that Hydra composes for it,
             but composing must succeed, and a group may be mandatory.
-        workers: jobs side by side, for launchers that have such a setting.
+        workers: units that run at a time.
     """
-    job_num = count()
 
-    def launch(sweep_dir: Path, unit_ids: Sequence[str]) -> None:
-        if not unit_ids:
-            return  # some launchers refuse an empty batch
-        settings = {"sweep.dir": str(sweep_dir)}
-        if "n_jobs" in config.hydra.launcher:
-            settings["launcher.n_jobs"] = workers
-        master = _with_hydra_settings(config, settings)
+    outlives = False
+
+    def __init__(self, context: HydraContext, config: DictConfig, overrides: Sequence[str], workers: int):
+        self.workers = workers
+        self._context, self._config, self._overrides = context, config, overrides
+        self._job_num = count()
+
+    def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
+        settings: dict[str, Any] = {"sweep.dir": str(sweep_dir)}
+        if "n_jobs" in self._config.hydra.launcher:
+            settings["launcher.n_jobs"] = self.workers
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=partial(_unit_task, sweep_dir), config=master
-        )
-        first, *_ = [next(job_num) for _ in unit_ids]
-        launcher.launch([[*overrides, *_unit_overrides(unit_id)] for unit_id in unit_ids], first)
+            hydra_context=self._context, task_function=partial(_run_next, sweep_dir, dict(units)),
+            config=_with_hydra_settings(self._config, settings),
+        )  # fmt: skip
+        first, *_ = [next(self._job_num) for _ in units]
+        jobs = launcher.launch([[*self._overrides, *_job_overrides(unit_id)] for unit_id in units], first)
+        return [job.return_value for job in jobs if job.status == JobStatus.COMPLETED and job.return_value]
 
-    return launch
+
+def _run_next(sweep_dir: Path, units: Units, _: DictConfig) -> Result | None:
+    if not sweep_dir.is_dir():
+        return run_unit(sweep_dir, HydraConfig.get().job.name)  # which says so
+    unit_id = take_unit(sweep_dir, units)
+    return run_unit(sweep_dir, unit_id) if unit_id is not None else None
+
+
+def _job_overrides(name: str) -> list[str]:
+    return [f"hydra.sweep.subdir='units/{name}'", f"hydra.job.name='{name}'", "hydra.output_subdir=null"]
 
 
 def end_idle_workers() -> None:
@@ -82,23 +103,32 @@ def end_idle_workers() -> None:
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
-def count_workers(config: DictConfig, wanted: int | str) -> int:
-    """Units that run side by side: as wanted, or with `"auto"` as many as the launcher would run."""
+def count_workers(launcher: DictConfig, trainer: Trainer) -> int:
+    """Units that run side by side: as wanted, or with `"auto"` as many as the launcher would run and devices are for.
+
+    Raises:
+        InputError: workers would have to share a device, and nobody allowed that.
+    """
+    wanted, kind = trainer.workers, launcher._target_.rpartition(".")[2]
+    if kind == "SlurmLauncher":
+        return launcher.array_parallelism if wanted == "auto" else wanted
+    devices = count_devices(resolve_device(trainer.device))
+    slots = math.inf if devices is None else max(devices, 1) * trainer.workers_per_device
     if wanted != "auto":
+        if wanted > slots:
+            raise InputError(
+                f"trainer.workers: got {wanted} for {devices} device{'s' * (devices != 1)}, expected at most {slots} "
+                f"(trainer.workers_per_device={-(-wanted // max(devices, 1))} lets them share)"
+            )
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    launcher = config.hydra.launcher
-    if launcher._target_.endswith(".BasicLauncher"):
+    if kind == "BasicLauncher":
         return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_jobs = OmegaConf.select(launcher, "n_jobs") or -1
-    return n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1)
+    return min(n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1), slots)
 
 
-def _unit_task(sweep_dir: Path, _: DictConfig) -> dict[str, Any]:
-    return run_unit(sweep_dir, HydraConfig.get().job.name)
-
-
-def _with_hydra_settings(config: DictConfig, settings: dict[str, Any]) -> DictConfig:
+def _with_hydra_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     """A copy with values set under `hydra`, both for the launcher and for the jobs, which Hydra composes anew."""
     config = copy.deepcopy(config)
     with read_write(config.hydra), open_dict(config.hydra):
@@ -107,7 +137,3 @@ def _with_hydra_settings(config: DictConfig, settings: dict[str, Any]) -> DictCo
             quoted = value if isinstance(value, int) else "'" + value.replace("'", "\\'") + "'"
             config.hydra.overrides.hydra.append(f"hydra.{key}={quoted}")
     return config
-
-
-def _unit_overrides(unit_id: str) -> list[str]:
-    return [f"hydra.sweep.subdir='units/{unit_id}'", f"hydra.job.name='{unit_id}'", "hydra.output_subdir=null"]

@@ -1,6 +1,7 @@
 """How fast this machine trains the shapes of a tree: looked up, or measured as a sweep would train them."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from stagetree import speed
 from stagetree.data import DataInfo
+from stagetree.devices import use_device
 from stagetree.speed import Speed
 from stagetree.tree import Node, StageTree
 
@@ -16,7 +18,9 @@ MEASURE_S = 10.0
 """After which no further shape is measured; those left stay unknown."""
 
 
-def speeds(tree: StageTree, output_dir: Path, infos: Mapping[str, DataInfo], workers: int) -> dict[str, Speed]:
+def speeds(
+    tree: StageTree, output_dir: Path, infos: Mapping[str, DataInfo], workers: int, workers_per_device: int = 1
+) -> dict[str, Speed]:
     """Look up the speed of each shape, and measure those that this machine never trained.
 
     Args:
@@ -25,6 +29,7 @@ def speeds(tree: StageTree, output_dir: Path, infos: Mapping[str, DataInfo], wor
         infos: by digest of the data.
         workers: processes that measure at a time, as many as will train, since they share caches and memory; 0: none,
             unknown shapes stay unknown.
+        workers_per_device: of those that may share an accelerator.
     """
     nodes: dict[str, list[Node]] = {}
     for node in tree.walk():
@@ -37,25 +42,27 @@ def speeds(tree: StageTree, output_dir: Path, infos: Mapping[str, DataInfo], wor
             (members[0], -(-len(members) // workers), infos[json.loads(members[0].shape)["data"]].folder)
             for members in missing
         ]
-        for (node, _, _), own in zip(tasks, _measure(tasks, workers), strict=False):
+        for (node, _, _), own in zip(tasks, _measure(tasks, workers, workers_per_device), strict=False):
             found[node.shape] = own
             speed.keep(output_dir, node.shape, own)
     return {shape: own for shape, own in found.items() if own is not None}
 
 
-def _measure(tasks: Sequence[tuple[Node, int, str]], workers: int) -> list[Speed]:
+def _measure(tasks: Sequence[tuple[Node, int, str]], workers: int, workers_per_device: int) -> list[Speed]:
     from joblib import Parallel, delayed
 
-    return Parallel(n_jobs=workers)(delayed(_measure_each)(tasks) for _ in range(workers))[0]
+    here = min(workers, os.cpu_count() or 1)
+    return Parallel(n_jobs=here)(delayed(_measure_each)(tasks, workers_per_device) for _ in range(here))[0]
 
 
-def _measure_each(tasks: Sequence[tuple[Node, int, str]]) -> list[Speed]:
+def _measure_each(tasks: Sequence[tuple[Node, int, str]], workers_per_device: int) -> list[Speed]:
     """Measure shapes for which there is time: a node of each, members for a pack, and the folder of its data."""
     from stagetree.calibrate import measure  # torch
-    from stagetree.epoch import Split
+    from stagetree.epoch import Split, never
 
     measured, until = [], time.monotonic() + MEASURE_S
     for node, wanted, folder in tasks:
+        use_device(json.loads(node.shape)["device"], workers_per_device, never, print)
         if time.monotonic() > until:
             break
         measured.append(measure(node, wanted, partial(Split.load, Path(folder))))

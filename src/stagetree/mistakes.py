@@ -42,4 +42,5 @@ def composition_mistake(error: Exception) -> str | None:
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     cause = error.__cause__
-    return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    said = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    return f"{said}\n(pip install 'stagetree[slurm]' brings it)" if "find 'hydra/launcher/submitit" in said else said

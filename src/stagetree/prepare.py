@@ -1,12 +1,10 @@
 """From the points of a grid to a plan: settings checked, data prepared, runs merged into a tree and cut into units."""
 
 import hashlib
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,11 @@ from stagetree import checkpoint, data, drawing, estimate, machine
 from stagetree.compose import Job
 from stagetree.config import Config
 from stagetree.describe import RunEntry, describe
+from stagetree.devices import resolve_device
 from stagetree.identity import to_run
 from stagetree.mistakes import InputError
 from stagetree.speed import Speed
-from stagetree.tree import Node, Run, StageTree, Unit, cut_waves
+from stagetree.tree import Node, Run, StageTree, Unit, cut_units, predecessors
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,10 @@ class Plan:
     """All runs merged, as if nothing were finished."""
     tree: StageTree
     """What is left to train."""
-    waves: list[list[Unit]]
+    units: list[Unit]
+    """In the order in which they can be started."""
+    workers: int
+    """Units that run at a time."""
     data: Mapping[str, data.DataInfo]
     """By digest."""
     config: Config
@@ -54,7 +56,7 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Estimated wall time of training what is left; `None` until all its shapes were measured."""
-        return estimate.seconds(self.waves, self.speeds, self.data, self.config.trainer.pack_size)
+        return estimate.seconds(self.units, self.workers, self.speeds, self.data, self.config.trainer.pack_size)
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
@@ -69,15 +71,18 @@ class Plan:
             "epochs_asked": self.epochs_asked,
             "epochs_distinct": self.whole.epochs,
             "epochs_to_train": self.tree.epochs,
-            "largest_pack": estimate.largest_pack(self.waves, self.speeds, self.config.trainer.pack_size),
+            "largest_pack": estimate.largest_pack(self.units, self.speeds, self.config.trainer.pack_size),
             "estimated_seconds": self.seconds,
             "estimated_bytes": estimate.disk_bytes(self.tree),
             "runs": [
                 {"uid": uid, "name": names[uid], "stages": _pairs(run), "finished": uid not in waiting}
                 for uid, run in self.runs.items()
             ],
-            "waves": [[[_describe_node(node) for root in unit for node in root.walk()] for unit in wave]
-                      for wave in self.waves],
+            "workers": self.workers,
+            "units": [
+                {"after": sorted(after), "nodes": [_describe_node(node) for root in unit for node in root.walk()]}
+                for unit, after in zip(self.units, predecessors(self.units), strict=True)
+            ],
         }  # fmt: skip
 
     def show(self, console: Console) -> None:
@@ -133,9 +138,9 @@ def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
     commands = {uid: job.command for uid, job in kept.items()}
     entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole, commands)
     by_digest = {info.digest: info for info in prepared.values()}
-    speeds = machine.speeds(tree, output_dir, by_digest, workers if measure else 0)
-    waves = cut_waves(tree, workers, estimate.epoch_costs((node.shape for node in tree.walk()), speeds, by_digest))
-    return Plan(jobs, runs, entries, whole, tree, waves, by_digest, config, speeds)
+    speeds = machine.speeds(tree, output_dir, by_digest, workers if measure else 0, config.trainer.workers_per_device)
+    units = cut_units(tree, workers, estimate.epoch_costs((node.shape for node in tree.walk()), speeds, by_digest))
+    return Plan(jobs, runs, entries, whole, tree, units, workers, by_digest, config, speeds)
 
 
 def _note_damage(error: checkpoint.StateError) -> None:
@@ -145,7 +150,15 @@ def _note_damage(error: checkpoint.StateError) -> None:
 def _common_settings(jobs: Sequence[Job]) -> Config:
     """Settings of the sweep as a whole must not vary within it."""
     first = jobs[0].config
-    names = ("workers", "pack_size", "share_prefixes", "fresh", "test_every_epoch", "checkpoint_every_s")
+    names = (
+        "workers",
+        "workers_per_device",
+        "pack_size",
+        "share_prefixes",
+        "fresh",
+        "test_every_epoch",
+        "checkpoint_every_s",
+    )
     pairs = [(f"trainer.{name}", {getattr(job.config.trainer, name) for job in jobs}) for name in names]
     whole = ("tracking", "report", "output_dir", "quiet")
     pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in whole]
@@ -168,14 +181,3 @@ def _prepare_data(jobs: Sequence[Job], output_dir: Path) -> dict[Any, data.DataI
     if problems:
         raise InputError("\n".join(problems))
     return prepared
-
-
-@cache
-def resolve_device(device: str) -> str:
-    """What `auto` stands for on this machine, found out without importing torch."""
-    if device != "auto":
-        return device
-    cpu_build = metadata.version("torch").endswith("+cpu")
-    if Path("/proc/driver/nvidia/version").exists() and not cpu_build:
-        return "cuda"
-    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"

@@ -77,6 +77,8 @@ class ProgressDisplay:
             self.console.print(f"[red]failed[/red] {escape(name)}: {escape(event['reason'])}", highlight=False)
         elif kind == "damaged":
             self.note(f"{event['reason']}; its epochs are trained again")
+        elif kind == "note":
+            self.note(event["text"])
         elif kind == "waiting":
             self.note(f"another process trains {len(event['uids'])} of these states; they are taken over when done")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from stagetree.connect import VIEW_TAG, connect, experiment_id, find_sweep
+from stagetree.connect import VIEW_TAG, connect, find_sweep
 from stagetree.export import export
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ class Publisher:
 
     Args:
         uri: MLflow's tracking URI.
-        experiment: name.
+        experiment: name; the sweep was recorded in it.
         output_dir: of the store.
-        sweep_id: of the sweep, which was recorded.
+        sweep_id: of the sweep.
     """
 
     def __init__(self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str):
         self._client: MlflowClient = connect(uri)
-        self._experiment = experiment_id(self._client, experiment, uri, output_dir / "artifacts")
+        self._experiment = self._client.get_experiment_by_name(experiment).experiment_id
         self._parent = find_sweep(self._client, self._experiment, sweep_id)
         self._output_dir = output_dir
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -24,19 +24,18 @@ from stagetree import checkpoint
 from stagetree.claims import store_claims
 from stagetree.compose import Job
 from stagetree.config import Config
+from stagetree.engine import Engine, Result
 from stagetree.events import EventLog, EventReader
 from stagetree.prepare import Plan, plan
 from stagetree.progress import ProgressDisplay
 from stagetree.stopping import Interrupted, Launching, stop_asked
 from stagetree.tail import Tail, in_a_line
 from stagetree.tracking import Tracker
-from stagetree.tree import Node, StageTree, Unit
+from stagetree.tree import Node, StageTree, Unit, predecessors
 from stagetree.unit import Settings, write_unit
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-Launch = Callable[[Path, Sequence[str]], None]
 
 NOTED = 20
 """Lines of the leaderboard in the sweep's description in MLflow."""
@@ -58,20 +57,19 @@ class Outcome:
     """Of this sweep's runs; `None` if they could not be recorded."""
 
 
-def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[str]) -> Outcome:
+def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outcome:
     """Train what is not finished, track it, and rank the runs.
 
     Args:
         jobs: the points of the grid.
-        workers: units that `launch` runs at a time.
-        launch: takes a folder and unit ids, runs `train_unit` for each, and returns when all have ended.
+        engine: runs the units.
         command: as typed, for the record.
 
     Raises:
         Interrupted: by a signal, once all workers have ended.
         OSError: the output folder cannot be written.
     """
-    planned = plan(jobs, workers=workers)
+    planned = plan(jobs, workers=engine.workers)
     if not planned.config.quiet:
         planned.show(Console())
     output_dir = Path(planned.config.output_dir).resolve()
@@ -79,7 +77,8 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
     for folder in (checkpoints, output_dir / "data"):
         checkpoint.remove_leftovers(folder)
     # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
-    folder = output_dir / "sweeps" / planned.sweep_id / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+    launch_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
+    folder = output_dir / "sweeps" / planned.sweep_id / launch_id
     folder.mkdir(parents=True)
     config, tracking = planned.config, planned.config.tracking
     waiting = {node.uid for node in planned.tree.walk()}
@@ -92,7 +91,7 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
         return Tracker(
             uri=config.store_uri, experiment=tracking.experiment, output_dir=output_dir, sweep_id=planned.sweep_id,
             launch=folder.name, command=shlex.join(command), runs=planned.entries, begun=begun,
-            since=since,
+            since=since, artifacts=tracking.artifacts,
         )  # fmt: skip
 
     progress = ProgressDisplay(epochs=planned.tree.epochs, names=names, quiet=config.quiet)
@@ -102,10 +101,8 @@ def run(jobs: Sequence[Job], *, workers: int, launch: Launch, command: Sequence[
         # whoever finds this file finds its launch alive
         said = {**planned.summary, "command": list(command)}
         checkpoint.write_atomic(folder / "sweep.json", json.dumps(said).encode())
-        crew = _Crew(planned, output_dir, folder, launch, since)
         try:
-            for wave in planned.waves:
-                crew.train(wave)
+            _Crew(planned, output_dir, folder, engine, since).train(planned.units)
         except _MachineError as error:
             trouble = error
     if launching.signal is not None:
@@ -120,8 +117,8 @@ class _MachineError(Exception):
 class _Crew:
     """Launches units until each has come to its end, or what kills its worker has failed."""
 
-    def __init__(self, planned: Plan, output_dir: Path, folder: Path, launch: Launch, since: float):
-        self.folder, self.launch = folder, launch
+    def __init__(self, planned: Plan, output_dir: Path, folder: Path, engine: Engine, since: float):
+        self.folder, self.engine = folder, engine
         self.checkpoints = checkpoint.folder_of(output_dir)
         trainer = planned.config.trainer
         self.settings = Settings(
@@ -131,55 +128,78 @@ class _Crew:
             test_every_epoch=trainer.test_every_epoch,
             checkpoint_every_s=trainer.checkpoint_every_s,
             share=trainer.share_prefixes,
+            workers_per_device=trainer.workers_per_device,
             since=since,
-            launcher=socket.gethostname(),
+            launcher="" if engine.outlives else socket.gethostname(),
         )
         self._unit_ids = (f"{number:04d}" for number in count())
         self._failed: set[str] = set()
         self._deaths: Counter[str] = Counter()
 
     def train(self, units: Sequence[Unit]) -> None:
-        """Launch one wave. What a dead worker left is halved until the culprit is alone, which is tried twice more."""
-        # what starts from a state that was never reached fails with it
-        orphans = [root for unit in units for root in unit if root.parent in self._failed]
-        self._failed |= {node.uid for root in orphans for node in root.walk()}
-        units = [tuple(root for root in unit if root.uid not in self._failed) for unit in units]
-        while (units := [unit for unit in units if unit]) and not stop_asked(self.folder):
-            again = []
-            for left in self._launch(units):
+        """Launch units. What a dead worker left is halved until the culprit is alone, which is tried twice more."""
+        waiting, suspects = list(units), []
+        while (batch := suspects or waiting) and not stop_asked(self.folder):
+            waiting = waiting if suspects else []
+            died, unbegun = self._launch(self._without_orphans(batch))
+            waiting, suspects = [*unbegun, *waiting], []
+            for left in died:
                 if len(left) > 1:
-                    again += [left[: len(left) // 2], left[len(left) // 2 :]]
+                    suspects += [left[: len(left) // 2], left[len(left) // 2 :]]
                     continue
                 self._deaths[left[0].uid] += 1
                 if self._deaths[left[0].uid] < DEATHS:
-                    again.append(left)
+                    suspects.append(left)
                 else:
                     self._fail(left[0])
-            units = again
 
-    def _launch(self, units: Sequence[Unit]) -> list[Unit]:
-        """Launch units and return what is left of those whose workers died.
+    def _without_orphans(self, units: Sequence[Unit]) -> list[Unit]:
+        """What starts from a state that was never reached fails with it."""
+        orphans = [root for unit in units for root in unit if root.parent in self._failed]
+        self._failed |= {node.uid for root in orphans for node in root.walk()}
+        left = (tuple(root for root in unit if root.uid not in self._failed) for unit in units)
+        return [unit for unit in left if unit]
+
+    def _launch(self, units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
+        """Launch units; return what is left of those whose workers died, and of those that no worker began.
 
         Raises:
             _MachineError: a worker could not go on, and no run is to blame.
         """
         by_id = {unit_id: unit for unit, unit_id in zip(units, self._unit_ids, strict=False)}
+        ids = list(by_id)
+        after = {ids[k]: [ids[other] for other in sorted(those)] for k, those in enumerate(predecessors(units))}
         for unit_id, unit in by_id.items():
-            write_unit(self.folder, unit_id, unit, self.settings)
-        try:
-            self.launch(self.folder, list(by_id))
-        except (Exception, SystemExit) as error:  # launchers raise when a worker dies; the logs say what was reached
-            if not stop_asked(self.folder):
-                print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+            write_unit(self.folder, unit_id, unit, self.settings, after[unit_id])
+        results = self._run(after) if after else []
         events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # Tail tells
         for event in events:
             if event["kind"] == "trouble":
                 raise _MachineError(event["reason"])
+        for result in results:
+            if result.get("unseen"):
+                raise _MachineError(result["error"])
+            if "error" in result:
+                print(f"unit {result['unit']}: {result['error']}", file=sys.stderr)
         ended = {event["unit"] for event in events if event["kind"] == "unit_done"}
+        begun = {event["unit"] for event in events if event["kind"] == "unit"} & by_id.keys()
         self._failed |= {event["uid"] for event in events if event["kind"] == "failed"}
         done = checkpoint.finished(self.checkpoints, since=self.settings.since)
-        left = [StageTree(unit).remaining(done) for unit_id, unit in by_id.items() if unit_id not in ended]
-        return [roots for tree in left if (roots := tuple(r for r in tree.roots if r.uid not in self._failed))]
+        died, unbegun = [], []
+        for unit_id, unit in by_id.items():
+            roots = StageTree(unit).remaining(done).roots if unit_id not in ended else ()
+            if roots := tuple(root for root in roots if root.uid not in self._failed):
+                # if none began, it is starting that kills
+                (unbegun if begun and unit_id not in begun else died).append(roots)
+        return died, unbegun
+
+    def _run(self, after: Mapping[str, Sequence[str]]) -> Sequence[Result]:
+        try:
+            return self.engine.launch(self.folder, after)
+        except (Exception, SystemExit) as error:  # launchers raise when a worker dies; the logs say what was reached
+            if not stop_asked(self.folder):
+                print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+            return []
 
     def _fail(self, root: Node) -> None:
         log = EventLog(self.folder / "events", "launcher")

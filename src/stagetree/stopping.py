@@ -49,6 +49,25 @@ def _claim(folder: Path) -> str:
     return f"launch {folder.name} {folder.parent.name}"
 
 
+@contextlib.contextmanager
+def training(folder: Path, unit_id: str, claims: Claims) -> Iterator[None]:
+    """Hold a claim while a unit is trained: on a cluster, its launching process may be gone by then."""
+    claims.take(_unit_claim(folder, unit_id))
+    try:
+        yield
+    finally:
+        claims.release(_unit_claim(folder, unit_id))
+
+
+def is_training(folder: Path, unit_id: str, claims: Claims) -> bool:
+    """Whether a worker trains a unit."""
+    return not claims.is_free(_unit_claim(folder, unit_id))
+
+
+def _unit_claim(folder: Path, unit_id: str) -> str:
+    return f"unit {unit_id} of {_claim(folder)}"
+
+
 # ---------------------------------------------------------------- the launching process
 
 _launching = False

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ import yaml
 from stagetree import checkpoint
 from stagetree.checkpoint import Record
 from stagetree.claims import store_claims
-from stagetree.connect import connect, experiment_id, find_sweep
+from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep
 from stagetree.curves import draw
 from stagetree.describe import RunEntry
 
@@ -44,7 +45,7 @@ class Tracker:
     Args:
         uri: a tracking URI.
         experiment: name; made if it does not exist.
-        output_dir: of checkpoints, claims and, if the store is a local database, the experiment's artifacts.
+        output_dir: of checkpoints and claims.
         sweep_id: names the parent run; a relaunched sweep goes on with the same.
         launch: name of the launch's folder, to find its logs.
         command: as typed.
@@ -52,11 +53,12 @@ class Tracker:
         begun: MLflow's id for each uid that this launch has begun; a tracker after an outage gets the same.
         since: states written before do not count: their runs are recorded anew, and supersede the older ones once they
             are finished. A file's time in seconds.
+        artifacts: where those of a new experiment go; `None`: into `output_dir`, or where a server puts them.
     """
 
     def __init__(
         self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str, launch: str, command: str,
-        runs: Sequence[RunEntry], begun: dict[str, str], since: float = 0.0,
+        runs: Sequence[RunEntry], begun: dict[str, str], since: float = 0.0, artifacts: str | None = None,
     ):  # fmt: skip
         self.runs = {run.uid: run for run in runs}
         self._below: dict[str, list[RunEntry]] = {}
@@ -75,7 +77,7 @@ class Tracker:
         self._pending: dict[str, dict[int, Mapping[str, float]]] = {}
         self._next_flush = 0.0
         self._client = connect(uri)
-        self._experiment = experiment_id(self._client, experiment, uri, output_dir / "artifacts")
+        self._experiment = experiment_id(self._client, experiment, artifacts or default_artifacts(uri, output_dir))
         self._sweep_id = sweep_id
         self._writer = f"{socket.gethostname()} {output_dir.resolve()}"
         self._tags = _environment_tags() | {"stagetree.writer": self._writer, "stagetree.launch": launch}
@@ -368,7 +370,10 @@ def _artifacts(run: RunEntry, record: Record, checkpoints: Path) -> Iterator[str
     """Lay out a run's artifacts in a temporary folder: weights, configuration, curves."""
     with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".artifacts-") as folder:
         weights = checkpoints / f"{run.uid}.safetensors"
-        os.link(weights, Path(folder) / "weights.safetensors")
+        try:
+            os.link(weights, Path(folder) / "weights.safetensors")
+        except OSError:  # not every shared folder has links
+            shutil.copy(weights, Path(folder) / "weights.safetensors")
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))
         (Path(folder) / "curves.svg").write_text(draw(run.name, record.history, run.params["epochs"]), encoding="utf-8")
         yield folder

@@ -202,41 +202,56 @@ def path_to(node: Node, finished: Finished) -> list[Node]:
     return list(StageTree(below).remaining(finished).walk())
 
 
-# ---------------------------------------------------------------- units and waves
+# ---------------------------------------------------------------- units
 
 Unit = tuple[Node, ...]
+"""Whole subtrees, trained by one worker."""
 
 
-def cut_waves(tree: StageTree, workers: int, epoch_cost: Mapping[str, float]) -> list[list[Unit]]:
-    """Give whole subtrees to units, at most one a worker, neighbours in shape together.
+def cut_units(tree: StageTree, workers: int, epoch_cost: Mapping[str, float]) -> list[Unit]:
+    """Divide the tree between workers, neighbours in shape together, so that packs stay large.
 
-    A subtree that is more than one worker's share is cut at its first fork, and what is below goes to the next wave.
+    A subtree that is more than one worker's share is cut at its first fork. What is below goes to units of its own,
+    which can start once that trunk is trained, whatever other units still do (`predecessors`).
 
     Args:
         tree: what is to be trained.
         workers: units that run at a time, at least 1.
         epoch_cost: work of an epoch of each shape, in any unit.
+
+    Returns:
+        Units in an order in which they can be started: what others wait for comes first, the longest way to go ahead.
     """
 
     def cost(root: Node) -> float:
         return sum(node.epochs * epoch_cost[node.shape] for node in root.walk())
 
-    waves, pending = [], list(tree.roots)
-    while pending:
-        costs = {root.uid: cost(root) for root in pending}
-        share = sum(costs.values()) / workers
-        now: list[tuple[Node, float]] = []
-        later: list[Node] = []
-        for root in pending:
-            trunk, below = _first_fork(root)
-            if costs[root.uid] > share and len(below) > 1:
-                now.append((trunk, cost(trunk)))
-                later += below
-            else:
-                now.append((root, costs[root.uid]))
-        waves.append(_balance(now, workers))
-        pending = later
-    return waves
+    units: list[Unit] = []
+    families: list[Sequence[Node]] = [tree.roots]  # each can start as a whole, at a time of its own
+    while families:
+        costs = [[cost(root) for root in family] for family in families]
+        share = sum(map(sum, costs)) / workers
+        trunks: list[tuple[float, Node, Sequence[Node]]] = []
+        wholes: list[Unit] = []
+        for family, own in zip(families, costs, strict=True):
+            whole = []
+            for root, spent in zip(family, own, strict=True):
+                trunk, below = _first_fork(root)
+                if spent > share and len(below) > 1:
+                    trunks.append((spent, trunk, below))
+                else:
+                    whole.append((root, spent))
+            wholes += _balance(whole, max(workers - (len(family) - len(whole)), 1))
+        trunks.sort(key=lambda cut: -cut[0])
+        units += [(trunk,) for _, trunk, _ in trunks] + wholes
+        families = [below for _, _, below in trunks]
+    return units
+
+
+def predecessors(units: Sequence[Unit]) -> list[set[int]]:
+    """For each unit, the positions of those that train the states it starts from."""
+    home = {node.uid: place for place, unit in enumerate(units) for root in unit for node in root.walk()}
+    return [{home[root.parent] for root in unit if root.parent in home} - {place} for place, unit in enumerate(units)]
 
 
 def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
@@ -250,14 +265,14 @@ def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
     return top, below
 
 
-def _balance(roots: Sequence[tuple[Node, float]], workers: int) -> list[Unit]:
+def _balance(roots: Sequence[tuple[Node, float]], parts: int) -> list[Unit]:
     """Slice the roots, with their costs, sorted by shape so that packs stay together, into units of equal cost."""
     ordered = sorted(roots, key=lambda root: (root[0].shape, root[0].epochs, root[0].trunk, root[0].stages))
-    share = sum(cost for _, cost in ordered) / workers or 1.0
+    share = sum(cost for _, cost in ordered) / parts or 1.0
     slices: dict[int, list[Node]] = {}
     before = 0.0
     for node, cost in ordered:
-        place = min(int((before + cost / 2) / share), workers - 1)
+        place = min(int((before + cost / 2) / share), parts - 1)
         slices.setdefault(place, []).append(node)
         before += cost
     return [tuple(members) for _, members in sorted(slices.items())]

@@ -1,6 +1,9 @@
 """A unit's task on disk, so that a worker in any process on any machine finds it, again after a crash."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import os
+import socket
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,33 +24,87 @@ class Settings:
     checkpoint_every_s: float = 60.0
     share: bool = True
     """Whether what another process trains is left to it, and what it has trained is taken over."""
+    workers_per_device: int = 1
+    """Workers that may share an accelerator."""
     since: float = 0.0
     """States written before are passed over; a file's time in seconds."""
     launcher: str = ""
-    """Host of the launching process; a worker there ends with it. Empty: nobody watches."""
+    """Host of the launching process; a worker there ends with it. Empty: workers outlive it."""
 
 
-def write_unit(folder: Path, unit_id: str, roots: Iterable[Node], settings: Settings) -> None:
-    """Write `folder/units/<unit_id>.json`: the nodes of whole subtrees, parents first."""
-    task = {"settings": vars(settings), "nodes": [node.to_json() for root in roots for node in root.walk()]}
+@dataclass(frozen=True)
+class Task:
+    """What a worker finds on disk."""
+
+    nodes: list[Node]
+    """Parents first, without their children."""
+    settings: Settings
+    after: tuple[str, ...] = ()
+    """Units of the same launch that train the states where this one starts."""
+
+
+class UnseenError(InputError):
+    """A worker does not see the launching process's files."""
+
+
+def write_unit(
+    folder: Path, unit_id: str, roots: Iterable[Node], settings: Settings, after: Collection[str] = ()
+) -> None:
+    """Write `folder/units/<unit_id>.json`, a `Task` of whole subtrees."""
+    nodes = [node.to_json() for root in roots for node in root.walk()]
     path = _path(folder, unit_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_sealed(path, task)
+    write_sealed(path, {"settings": vars(settings), "nodes": nodes, "after": sorted(after)})
 
 
-def read_unit(folder: Path, unit_id: str) -> tuple[list[Node], Settings]:
-    """Read what `write_unit` wrote; the nodes come without their children.
+def read_unit(folder: Path, unit_id: str) -> Task:
+    """Read what `write_unit` wrote.
 
     Raises:
-        InputError: it is missing or damaged.
+        UnseenError: the folder is not on this machine.
+        InputError: the unit is missing or damaged.
     """
     path = _path(folder, unit_id)
+    if not path.parent.is_dir():
+        raise UnseenError(
+            f"output_dir: a worker on {socket.gethostname()} does not see {folder}, which the launching process made "
+            "(give an output_dir that all machines share, at one path)"
+        )
     try:
-        task = read_sealed(path)
+        values = read_sealed(path)
     except (ValueError, FileNotFoundError):
         raise InputError(f"{path}: the unit is missing or damaged (run the same command again)") from None
-    return [Node.from_json(values) for values in task["nodes"]], Settings(**task["settings"])
+    nodes = [Node.from_json(node) for node in values["nodes"]]
+    return Task(nodes, Settings(**values["settings"]), tuple(values["after"]))
+
+
+def take_unit(folder: Path, after: Mapping[str, Collection[str]]) -> str | None:
+    """Choose a unit for a worker that is free, for this one alone, on all machines that share the folder.
+
+    Args:
+        folder: of the launch.
+        after: for each unit, those it starts from, in the order in which they are to be started.
+
+    Returns:
+        The first that can start, else the first that nobody has; `None` if there is none.
+    """
+    ended = {unit_id for unit_id in after if _mark(folder, unit_id, "ended").exists()}
+    ready = [unit_id for unit_id, those in after.items() if ended.issuperset(those)]
+    for unit_id in dict.fromkeys([*ready, *after]):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(_mark(folder, unit_id, "taken"), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            return unit_id
+    return None
+
+
+def mark_ended(folder: Path, unit_id: str) -> None:
+    """Let units start that wait for this one."""
+    _mark(folder, unit_id, "ended").touch()
 
 
 def _path(folder: Path, unit_id: str) -> Path:
     return folder / "units" / f"{unit_id}.json"
+
+
+def _mark(folder: Path, unit_id: str, what: str) -> Path:
+    return folder / "units" / f"{unit_id}.{what}"

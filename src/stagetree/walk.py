@@ -5,18 +5,20 @@ its worker was killed, or be damaged. So each node is looked at again, under a c
 """
 
 import contextlib
+import json
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stagetree import checkpoint
 from stagetree.claims import Claims, store_claims
-from stagetree.events import EventLog
-from stagetree.stopping import Stopped, Watch
+from stagetree.devices import use_device
+from stagetree.events import EventLog, EventReader
+from stagetree.stopping import Stopped, Watch, training
 from stagetree.train import Trainer
 from stagetree.tree import Node, next_pack, path_to
 from stagetree.unit import Settings, read_unit
@@ -28,17 +30,28 @@ def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
     """Train what `write_unit` put there, and return its failures as plain data: `{"failed": {uid: reason}}`.
 
     Raises:
-        InputError: the unit's file is damaged.
+        InputError: the unit's file is damaged, or not to be seen from here.
         OSError: states or logs cannot be written, or data cannot be read.
     """
     folder = Path(folder)
-    nodes, settings = read_unit(folder, unit_id)
+    task = read_unit(folder, unit_id)
+    settings = task.settings
     claims = store_claims(Path(settings.output_dir))
     watch = Watch(folder, claims, settings.launcher)
     log = EventLog(folder / "events", unit_id)
-    with contextlib.closing(log), watch.active():
-        log.append({"kind": "unit", "unit": unit_id, "pid": os.getpid(), "host": socket.gethostname()})
-        walk = _Walk(nodes, settings, log, claims, watch.check)
+    with contextlib.closing(log), training(folder, unit_id, claims), watch.active():
+        who = {"pid": os.getpid(), "host": socket.gethostname()}
+        log.append({"kind": "unit", "unit": unit_id, "time": time.time(), **who})
+        failed = {
+            event["uid"]: event["reason"]
+            for other in task.after for event in EventReader(folder / "events", lambda _: None, name=other).read()
+            if event["kind"] == "failed"
+        }  # fmt: skip
+        device = json.loads(task.nodes[0].shape)["device"]
+        use_device(
+            device, settings.workers_per_device, watch.check, lambda why: log.append({"kind": "note", "text": why})
+        )
+        walk = _Walk(task.nodes, failed, settings, log, claims, watch.check)
         try:
             walk.run()
         except Stopped as stopped:
@@ -47,7 +60,7 @@ def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
             with contextlib.suppress(OSError):
                 log.append({"kind": "trouble", "reason": _sentence(error)})
             raise
-        log.append({"kind": "unit_done", "unit": unit_id})
+        log.append({"kind": "unit_done", "unit": unit_id, "time": time.time()})
     return {"failed": walk.failed}
 
 
@@ -56,12 +69,13 @@ def _sentence(error: OSError) -> str:
 
 
 class _Walk:
-    """Nodes that wait to be trained."""
+    """Nodes that wait to be trained, but for those that start from states that `failed` already."""
 
     def __init__(
-        self, nodes: Sequence[Node], settings: Settings, log: EventLog, claims: Claims, check: Callable[[], None]
-    ):
-        self.failed: dict[str, str] = {}
+        self, nodes: Sequence[Node], failed: Mapping[str, str], settings: Settings, log: EventLog, claims: Claims,
+        check: Callable[[], None],
+    ):  # fmt: skip
+        self.failed = dict(failed)
         self._pending = list(nodes)
         self._settings, self._log, self._claims, self._check = settings, log, claims, check
         self._trainer = Trainer(settings, log, check)
@@ -69,6 +83,7 @@ class _Walk:
         self._losses: Counter[str] = Counter()
         self._trained: Counter[str] = Counter()
         self._told: set[str] = set()
+        self._drop_orphans()
 
     def run(self) -> None:
         """Train nodes in packs as their starting states become available."""

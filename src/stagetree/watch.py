@@ -8,7 +8,7 @@ from stagetree.claims import store_claims
 from stagetree.events import EventReader
 from stagetree.mistakes import InputError
 from stagetree.progress import ProgressDisplay
-from stagetree.stopping import is_launching
+from stagetree.stopping import is_launching, is_training
 from stagetree.tail import POLL_S
 
 
@@ -28,17 +28,22 @@ def watch(output_dir: Path) -> None:
     reader = EventReader(folder / "events", on_damage=lambda error: progress.note(str(error)))
     claims = store_claims(output_dir)
     progress.console.print(f"sweep {planned['sweep']}: {' '.join(planned['command'])}", markup=False, highlight=False)
-    first = True
+    first, over, busy = True, False, set()
     with progress:
         while True:
-            alive = is_launching(folder, claims)  # asked before reading, so that the last events are seen
             for event in reader.read():
                 progress.on_event(event)
+                if event["kind"] == "unit":
+                    busy.add(event["unit"])
+                elif event["kind"] == "unit_done":
+                    busy.discard(event["unit"])
             if first:
                 progress.attach()
                 first = False
             progress.refresh()
-            if not alive:
+            if over:
                 break
             time.sleep(POLL_S)
+            # what happened before this was asked is read once more
+            over = not is_launching(folder, claims) and not any(is_training(folder, unit, claims) for unit in busy)
     progress.console.print(f"{progress.status()}; no process trains this sweep now", highlight=False)

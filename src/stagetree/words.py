@@ -22,6 +22,7 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   data     DATASET: say what a data set holds, and draw sample pictures
   predict  RUN picture.png ...: name the classes of pictures; RUN is best, a run's name, or the beginning of its id
   export   RUN DIR: write a trained model that needs torch and safetensors alone
+  migrate  URI: copy what is recorded to another MLflow store, such as a team's server
 
   stagetree train dataset=mnist model=mlp_300 "schedule.stages=[(3,1e-1)]"
   stagetree sweep dataset=mnist model=mlp,mlp_300 "schedule.stages=[(5,1e-1),(5,1e-2)],[(5,1e-1),(5,1e-3)]" seed=1,2
@@ -44,6 +45,7 @@ OPTIONS = {
     "data": {},
     "predict": {},
     "export": {},
+    "migrate": {},
 }
 """For each command, options that are another way to write an override."""
 SWITCHES = {"fresh", "quiet"}
@@ -57,9 +59,10 @@ WORDS: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "export": lambda words: [
         f"export.{key}={_quoted(word)}" for key, word in zip(("run", "folder"), words, strict=False)
     ],
+    "migrate": lambda words: [f"migrate.to={_quoted(words[0])}"],
 }
 """For each command that takes plain words first, the overrides that they stand for."""
-MOST_WORDS = {"data": 1, "export": 2}
+MOST_WORDS = {"data": 1, "export": 2, "migrate": 1}
 TRAINING = {"train", "sweep", "plan"}
 """Commands that take a whole grid."""
 

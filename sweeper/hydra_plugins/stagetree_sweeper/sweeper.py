@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 class StagetreeSweeper(Sweeper):
     """Plans the whole grid at once, and gives Hydra's launcher units of the plan instead of jobs.
 
+    A program that is not stagetree's has nothing to plan: its jobs are launched as by Hydra's basic sweeper.
+
     Args:
         mode: `train`, or print the plan and train nothing: `plan` as text, `plan_json` as JSON.
         params: overrides that belong to the grid, as those of Hydra's basic sweeper.
@@ -22,11 +24,18 @@ class StagetreeSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
+        self.task_function = task_function
         self.config = config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from stagetree.cli import train_grid
+        from stagetree.cli import is_own, train_grid
 
+        if not is_own(self.task_function):
+            from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+            basic = BasicSweeper(max_batch_size=None, params=self.params)
+            basic.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
+            return basic.sweep(arguments)
         return train_grid(self.hydra_context, self.config, arguments, mode=self.mode)
 
 

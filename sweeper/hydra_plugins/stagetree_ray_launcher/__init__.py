@@ -1,0 +1,1 @@
+"""Hydra plugin: the sweeper that trains shared schedule prefixes once."""

@@ -1,0 +1,119 @@
+"""Which device a worker gets: real processes and locks, names of devices that this machine need not have."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from stagetree import devices, launch
+from stagetree.mistakes import InputError
+
+WORKER = """
+import sys
+from pathlib import Path
+from stagetree.claims import Claims
+from stagetree.devices import take_slot
+said = lambda text: print(text, flush=True)
+print(take_slot(Claims(Path(sys.argv[1])), sys.argv[3:], int(sys.argv[2]), lambda: None, said), flush=True)
+sys.stdin.read()
+"""
+
+
+class Worker:
+    """A process that takes a slot and keeps it."""
+
+    def __init__(self, path: Path, per_device: int, *names: str):
+        command = [sys.executable, "-c", WORKER, str(path), str(per_device), *names]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def said(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def worker(tmp_path):
+    made = []
+
+    def start(per_device: int, *names: str) -> Worker:
+        made.append(Worker(tmp_path / "lock", per_device, *names))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.end()
+
+
+def test_each_worker_gets_a_device_of_its_own_and_the_next_one_waits_for_it(worker):
+    first, second = worker(1, "GPU-a", "GPU-b"), worker(1, "GPU-a", "GPU-b")
+    taken = {first.said(), second.said()}
+    assert taken == {"0", "1"}
+    third = worker(1, "GPU-a", "GPU-b")
+    assert third.said() == (
+        "a worker waits for a device: 2 here, with 1 worker each (trainer.workers_per_device=2 allows more)"
+    )
+    second.end()  # killed
+    assert third.said() in taken
+
+
+def test_devices_are_shared_as_evenly_as_can_be_when_asked(worker):
+    got = [worker(2, "GPU-a", "GPU-b").said() for _ in range(4)]
+    assert got == ["0", "1", "0", "1"]
+
+
+def test_a_process_that_sees_one_device_keeps_off_the_others(worker):
+    assert worker(1, "GPU-a", "GPU-b").said() == "0"
+    assert worker(1, "GPU-b").said() == "0", "another one, under the same number"
+    assert worker(1, "GPU-a").said().startswith("a worker waits")
+
+
+@pytest.mark.parametrize(
+    ("there", "visible", "count"), [(4, None, 4), (4, "1,3", 2), (4, "", 0), (1, "0,1", 1), (0, None, 0)]
+)
+def test_devices_are_counted_without_torch(monkeypatch, tmp_path, there, visible, count):
+    for number in range(there):
+        (tmp_path / f"nvidia{number}").touch()
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.count_devices("cuda") == count
+    assert devices.count_devices("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers"),
+    [({}, 3), ({"workers_per_device": 2}, 6), ({"workers": 2}, 2), ({"workers": 6, "workers_per_device": 2}, 6)],
+)
+def test_there_are_as_many_workers_as_slots(monkeypatch, bench, settings, workers):
+    monkeypatch.setattr(launch, "count_devices", lambda device: 3)
+    trainer = bench.config(**{f"trainer__{key}": value for key, value in settings.items()}).trainer
+    joblib = OmegaConf.create({"_target_": "a.JoblibLauncher", "n_jobs": 8})
+    assert launch.count_workers(joblib, trainer) == workers
+
+
+def test_more_workers_than_slots_are_refused(monkeypatch, bench):
+    monkeypatch.setattr(launch, "count_devices", lambda device: 3)
+    joblib = OmegaConf.create({"_target_": "a.JoblibLauncher", "n_jobs": 8})
+    with pytest.raises(
+        InputError, match=r"trainer.workers: got 4 for 3 devices, expected at most 3 \(trainer.workers_per_device=2"
+    ):
+        launch.count_workers(joblib, bench.config(trainer__workers=4).trainer)
+
+
+@pytest.mark.gpu
+def test_a_worker_uses_a_device_that_no_other_worker_has(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(devices, "_mine", None)
+    devices.use_device("cuda", 1, lambda: None, print)
+    assert torch.cuda.current_device() == devices._mine

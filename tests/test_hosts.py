@@ -1,0 +1,111 @@
+"""One store, several hosts: processes with a host name, process numbers and a temporary folder of their own each."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from stagetree import data
+from stagetree.engine import run_unit
+from stagetree.events import EventReader
+from stagetree.tree import StageTree, cut_units, predecessors
+from stagetree.unit import Settings, write_unit
+
+WORKER = """
+import json, os, socket, sys, tempfile
+from pathlib import Path
+socket.sethostname(sys.argv[1])
+from stagetree.engine import run_unit
+from stagetree.unit import take_unit
+folder, units = Path(sys.argv[2]), json.loads(sys.argv[3])
+while (unit_id := take_unit(folder, units)) is not None:
+    result = run_unit(folder, unit_id)
+    assert "error" not in result, result
+print(json.dumps([socket.gethostname(), os.getpid(), tempfile.gettempdir()]))
+"""
+PREPARE = """
+import json, socket, sys
+from pathlib import Path
+socket.sethostname(sys.argv[1])
+from stagetree import data
+from stagetree.checks import check
+info = data.prepare(check(json.loads(sys.argv[2])).dataset, Path(sys.argv[3]))
+arrays = data.load(Path(info.folder), info.digest)
+print(json.dumps([info.digest, int(arrays.train_images.sum())]))
+"""
+NAMESPACES = ["unshare", "--uts", "--pid", "--mount-proc", "--fork"]
+"""The kernel's own: what these processes see of names and numbers is what machines see."""
+
+
+def hosts(count: int, tmp_path: Path, script: str, *words: str) -> list[list]:
+    """Run a script on each of some hosts, all at once, and return what each prints."""
+    own = NAMESPACES if os.getuid() == 0 else [*NAMESPACES, "--map-root-user"]
+    processes = []
+    for number in range(count):
+        scratch = tmp_path / f"tmp{number}"
+        scratch.mkdir()
+        command = [*own, sys.executable, "-c", script, f"host{number}", *words]
+        environment = {**os.environ, "TMPDIR": str(scratch)}
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count
+    return [json.loads(one) for one in said]
+
+
+def test_hosts_that_share_a_folder_train_each_epoch_once_to_the_same_bits(bench, other, tmp_path):
+    runs = [
+        bench.run(schedule__stages=[[20, 0.05], [10, lr]], seed=seed, optimizer__name="adam")
+        for lr in (0.01, 0.02, 0.03) for seed in (0, 1)
+    ]  # fmt: skip
+    tree = StageTree.build(runs)
+    units = cut_units(tree, 6, {node.shape: 1.0 for node in tree.walk()})
+    ids = [f"{number:04d}" for number in range(len(units))]
+    after = [[ids[other] for other in sorted(those)] for those in predecessors(units)]
+    assert any(after)
+    folder = bench.output_dir / "launch"
+    info = data.prepare(bench.config().dataset, bench.output_dir)
+    settings = Settings(
+        output_dir=str(bench.output_dir), data={info.digest: info.folder}, pack_size=64, checkpoint_every_s=0
+    )
+    for unit_id, unit, those in zip(ids, units, after, strict=True):
+        write_unit(folder, unit_id, unit, settings, those)
+
+    said = hosts(3, tmp_path, WORKER, str(folder), json.dumps(dict(zip(ids, after, strict=True))))
+    assert sorted(host for host, _, _ in said) == ["host0", "host1", "host2"]
+    assert {pid for _, pid, _ in said} == {1}, "all have the same number"
+
+    events = list(EventReader(folder / "events").read())
+    assert len({event["host"] for event in events if event["kind"] == "unit"}) > 1
+    assert {event["unit"] for event in events if event["kind"] == "unit_done"} == set(ids)
+    trained = Counter((e["uid"], e["epoch"]) for e in events if e["kind"] == "epoch" and e["epoch"] > 0)
+    assert set(trained.values()) == {1}
+    assert len(trained) == tree.epochs
+    other.train(*runs)
+    assert [bench.bits(run) for run in runs] == [other.bits(run) for run in runs]
+
+
+def test_hosts_that_prepare_the_same_data_at_once_find_one_whole_copy(bench, tmp_path):
+    config = bench.config().model_dump(mode="json")
+    said = hosts(3, tmp_path, PREPARE, json.dumps(config), str(bench.output_dir))
+    assert said == [said[0]] * 3
+    assert len([path for path in (bench.output_dir / "data").iterdir() if path.is_dir()]) == 1
+    assert not list((bench.output_dir / "data").glob(".*")), "nothing is left aside"
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
+    result = run_unit(tmp_path / "mlruns/sweeps/a/b", "0000")
+    assert result["unseen"]
+    assert "does not see" in result["error"]
+    assert "give an output_dir that all machines share" in result["error"]
+    assert not (tmp_path / "mlruns").exists(), "and makes none of its own"
+
+
+@pytest.mark.parametrize("missing", ["units", "0000.json"])
+def test_a_unit_that_is_gone_from_a_folder_that_is_there_is_no_matter_of_sharing(tmp_path, missing):
+    if missing == "0000.json":
+        (tmp_path / "units").mkdir()
+    assert run_unit(tmp_path, "0000")["unseen"] == (missing == "units")
