@@ -50,7 +50,7 @@ def sweeps(monkeypatch):
 
     def run(jobs, *, engine, command):
         seen.jobs, seen.workers, seen.command = jobs, engine.workers, command
-        sweep_dir = Path(jobs[0].config.output_dir).resolve() / "sweeps" / "it's (1), ok"
+        sweep_dir = Path(jobs[0].config.output_dir).resolve() / "sweeps" / "s" / "it's (1), ok"
         ids = [f"{number:04d}" for number in range(len(jobs))]
         (sweep_dir / "units").mkdir(parents=True, exist_ok=True)
         for some in (ids[:-1], ids[-1:]):
@@ -214,9 +214,9 @@ def test_sweep_gives_the_whole_grid_to_one_plan_and_its_units_to_the_launcher(co
 def test_a_sweep_leaves_no_folder_or_file_of_hydras(command, sweeps, tmp_path):
     assert command("sweep", *HERE, "seed=1,2") == 0
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if "own" not in path.parts}
-    folder = "mlruns/sweeps/it's (1), ok"
+    folder = "mlruns/sweeps/s/it's (1), ok"
     own = {f"{folder}/units/000{i}{mark}" for i in (0, 1) for mark in ("", ".taken", ".ended")}
-    assert made == {"mlruns", "mlruns/sweeps", folder, f"{folder}/units", *own}
+    assert made == {"mlruns", "mlruns/claims.lock", "mlruns/sweeps", "mlruns/sweeps/s", folder, f"{folder}/units", *own}
 
 
 def test_a_unit_that_fails_leaves_the_others_running(command, sweeps):

@@ -19,11 +19,9 @@ WORKER = """
 import json, os, socket, sys, tempfile
 from pathlib import Path
 socket.sethostname(sys.argv[1])
-from stagetree.engine import run_unit
-from stagetree.unit import take_unit
+from stagetree.engine import run_next
 folder, units = Path(sys.argv[2]), json.loads(sys.argv[3])
-while (unit_id := take_unit(folder, units)) is not None:
-    result = run_unit(folder, unit_id)
+while (result := run_next(folder, units)) is not None:
     assert "error" not in result, result
 print(json.dumps([socket.gethostname(), os.getpid(), tempfile.gettempdir()]))
 """
@@ -66,7 +64,7 @@ def test_hosts_that_share_a_folder_train_each_epoch_once_to_the_same_bits(bench,
     ids = [f"{number:04d}" for number in range(len(units))]
     after = [[ids[other] for other in sorted(those)] for those in predecessors(units)]
     assert any(after)
-    folder = bench.output_dir / "launch"
+    folder = bench.output_dir / "sweeps/sweep/launch"
     info = data.prepare(bench.config().dataset, bench.output_dir)
     settings = Settings(
         output_dir=str(bench.output_dir), data={info.digest: info.folder}, pack_size=64, checkpoint_every_s=0
@@ -80,6 +78,7 @@ def test_hosts_that_share_a_folder_train_each_epoch_once_to_the_same_bits(bench,
 
     events = list(EventReader(folder / "events").read())
     assert len({event["host"] for event in events if event["kind"] == "unit"}) > 1
+    assert not [event for event in events if event["kind"] == "waiting"], "for the trunk, before and not in a unit"
     assert {event["unit"] for event in events if event["kind"] == "unit_done"} == set(ids)
     trained = Counter((e["uid"], e["epoch"]) for e in events if e["kind"] == "epoch" and e["epoch"] > 0)
     assert set(trained.values()) == {1}

@@ -148,8 +148,8 @@ class Submitit:
         jobs: dict[str, Job] = {}
         try:
             (self._submit_all if self.outlives else self._submit_some)(sweep_dir, units, jobs)
-        except BaseException:  # a signal: what has not begun shall not, and what has keeps its states
-            for job in jobs.values():
+        except BaseException:  # a signal: workers keep their states by themselves, what still waits in SLURM must go
+            for job in jobs.values() if self.outlives else ():
                 if not _has_result(job):
                     job.cancel(check=False)
             raise

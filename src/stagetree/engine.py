@@ -1,13 +1,17 @@
 """What runs the units of a sweep: anything that has workers, in this process, on this machine or on a cluster."""
 
+import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from stagetree.claims import store_claims
 from stagetree.mistakes import InputError
-from stagetree.stopping import leave_ctrl_c_to_the_launcher, stop_asked
-from stagetree.unit import UnseenError, mark_ended
+from stagetree.stopping import is_training, leave_ctrl_c_to_the_launcher, stop_asked, training
+from stagetree.unit import UnseenError, mark_ended, output_dir_of, take_unit
+
+WAIT_S = 0.1
 
 Units = Mapping[str, Collection[str]]
 """Unit ids in the order in which they are to be started, each with those that train the states it starts from."""
@@ -46,6 +50,21 @@ def run_unit(sweep_dir: Path, unit_id: str) -> Result:
         return {"unit": unit_id, "error": str(error), "unseen": isinstance(error, UnseenError)}
     except Exception:
         return {"unit": unit_id, "error": traceback.format_exc()}
+
+
+def run_next(sweep_dir: Path, units: Units) -> Result | None:
+    """Train the next unit that can start, in a worker that is bound to none; `None` if none is left."""
+    if not sweep_dir.is_dir():
+        return run_unit(sweep_dir, next(iter(units)))  # which says so
+    claims = store_claims(output_dir_of(sweep_dir))
+    while not (unit_id := take_unit(sweep_dir, units, lambda other: is_training(sweep_dir, other, claims))):
+        if unit_id is None:
+            return None
+        if stop_asked(sweep_dir):
+            return {"unit": "", "stopped": "before it began"}
+        time.sleep(WAIT_S)
+    with training(sweep_dir, unit_id, claims):  # from now on, since importing torch takes seconds
+        return run_unit(sweep_dir, unit_id)
 
 
 class InProcess:

@@ -10,7 +10,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
@@ -20,9 +19,8 @@ from stagetree.cluster import Ray, Submitit
 from stagetree.compose import Job
 from stagetree.config import Trainer
 from stagetree.devices import count_devices, resolve_device
-from stagetree.engine import Engine, Result, Units, run_unit
+from stagetree.engine import Engine, Result, Units, run_next
 from stagetree.mistakes import InputError
-from stagetree.unit import take_unit
 
 
 def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine:
@@ -46,6 +44,8 @@ def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine
     workers = count_workers(launcher, trainer)
     if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
         settings = OmegaConf.to_container(launcher, resolve=True)
+        if kind == "LocalLauncher" and settings["gpus_per_node"] is None:  # submitit hides all others
+            settings["gpus_per_node"] = count_devices(resolve_device(trainer.device))
         return Submitit(settings, kind == "SlurmLauncher", workers)
     return HydraLauncher(context, config, job.overrides, workers)
 
@@ -85,10 +85,7 @@ class HydraLauncher:
 
 
 def _run_next(sweep_dir: Path, units: Units, _: DictConfig) -> Result | None:
-    if not sweep_dir.is_dir():
-        return run_unit(sweep_dir, HydraConfig.get().job.name)  # which says so
-    unit_id = take_unit(sweep_dir, units)
-    return run_unit(sweep_dir, unit_id) if unit_id is not None else None
+    return run_next(sweep_dir, units)
 
 
 def _job_overrides(name: str) -> list[str]:

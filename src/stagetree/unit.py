@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,23 +78,33 @@ def read_unit(folder: Path, unit_id: str) -> Task:
     return Task(nodes, Settings(**values["settings"]), tuple(values["after"]))
 
 
-def take_unit(folder: Path, after: Mapping[str, Collection[str]]) -> str | None:
+def take_unit(folder: Path, after: Mapping[str, Collection[str]], is_busy: Callable[[str], bool]) -> str | None:
     """Choose a unit for a worker that is free, for this one alone, on all machines that share the folder.
 
     Args:
         folder: of the launch.
         after: for each unit, those it starts from, in the order in which they are to be started.
+        is_busy: whether a worker that lives trains a unit.
 
     Returns:
-        The first that can start, else the first that nobody has; `None` if there is none.
+        The first that can start, or that waits for what nobody trains; the empty string if it is too early for those
+        that are left; `None` if none is left.
     """
+    left = [unit_id for unit_id in after if not _mark(folder, unit_id, "taken").exists()]
     ended = {unit_id for unit_id in after if _mark(folder, unit_id, "ended").exists()}
-    ready = [unit_id for unit_id, those in after.items() if ended.issuperset(those)]
-    for unit_id in dict.fromkeys([*ready, *after]):
+    for unit_id in left:
+        missing = set(after[unit_id]) - ended
+        if any(map(is_busy, missing)):
+            continue
         with contextlib.suppress(FileExistsError):
             os.close(os.open(_mark(folder, unit_id, "taken"), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             return unit_id
-    return None
+    return "" if left else None
+
+
+def output_dir_of(folder: Path) -> Path:
+    """The output folder of a launch's folder, `output_dir/sweeps/<sweep>/<launch>`."""
+    return folder.parents[2]
 
 
 def mark_ended(folder: Path, unit_id: str) -> None:
