@@ -72,7 +72,7 @@ def test_optuna_optimises_what_our_task_returns(tmp_path, tmp_path_factory, arra
     words = [
         "hydra/sweeper=optuna", "hydra/launcher=basic", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.direction=maximize", "hydra.sweeper.sampler.seed=1",
-        "+hydra.sweeper.params={model.dropout:'interval(0,0.5)'}", "schedule.stages='[(1,5e-2)]'",
+        "model.dropout=interval(0,0.5)", "schedule.stages=[(1,5e-2)]",
     ]  # fmt: skip
     done = stagetree(
         tmp_path, "train", "-m", *words, *small(arrays), env={**os.environ, "PYTHONPATH": str(packages)}
