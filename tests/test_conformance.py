@@ -12,10 +12,13 @@ import sys
 
 import pytest
 from faults import small, stagetree, trained
+from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
 
 # Hydra's test applications are written for several versions of Hydra, and warn in each
 pytestmark = pytest.mark.filterwarnings("default")
+
+Plugins.instance()  # before Hydra's fixture takes a copy of its singletons: 1.4 finds plugins once a process
 
 LAUNCHERS = [
     "basic",
