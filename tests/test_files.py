@@ -39,6 +39,18 @@ def test_a_log_cut_off_at_any_byte_gives_the_whole_lines_before(tmp_path):
         assert list(EventReader(tmp_path).read()) == EVENTS[: size >= first]
 
 
+def test_the_log_of_a_unit_that_has_ended_is_not_looked_at_again(tmp_path):
+    log = EventLog(tmp_path, "0000")
+    log.append({"kind": "unit"})
+    reader = EventReader(tmp_path)
+    assert [event["kind"] for event in reader.read()] == ["unit"]
+    log.append({"kind": "unit_done"})
+    assert [event["kind"] for event in reader.read()] == ["unit_done"]
+    log.append({"kind": "more"})
+    assert list(reader.read()) == []
+    log.close()
+
+
 def test_a_line_that_is_still_being_written_is_read_when_it_is_whole(tmp_path):
     path = write(tmp_path, *EVENTS)
     content = path.read_bytes()

@@ -25,10 +25,10 @@ def run(*stages, trunk="t", shape="s"):
     return Run(trunk=f'"{trunk}"', shape=f'"{shape}"', stages=tuple(Stage(*stage) for stage in stages))
 
 
-def cut_units(tree, workers, **epoch_cost):
+def cut_units(tree, workers, pack=None, **epoch_cost):
     """An epoch of any shape costs 1 unless told otherwise."""
     costs = {node.shape: epoch_cost.get(node.shape.strip('"'), 1.0) for node in tree.walk()}
-    return trees.cut_units(tree, workers, costs)
+    return trees.cut_units(tree, workers, costs, dict.fromkeys(costs, pack) if pack else None)
 
 
 def lines(tree):
@@ -222,6 +222,21 @@ def test_units_keep_equal_shapes_together():
 def test_workers_get_equal_work_not_equal_counts():
     runs = grid(6, 1, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 4)]
     assert sizes(cut_units(StageTree.build(runs), 2, s=1, v=3)) == [6, 3]
+
+
+@pytest.mark.parametrize(
+    ("runs", "epochs", "pack", "pieces"),
+    [
+        (80, 10, 4, [10] * 8),  # 400 s a worker: four units each, of more than a pack
+        (80, 10, 16, [20] * 4),  # as many as fill packs
+        (80, 10, 64, [40] * 2),
+        (80, 2, 4, [20] * 4),  # 80 s a worker
+        (80, 1, 4, [40] * 2),
+    ],
+)
+def test_a_workers_share_is_cut_into_pieces_that_fill_packs_and_are_worth_a_start(runs, epochs, pack, pieces):
+    tree = StageTree.build(run((epochs, lr)) for lr in range(1, runs + 1))
+    assert sizes(cut_units(tree, 2, pack)) == pieces
 
 
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():

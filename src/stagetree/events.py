@@ -16,6 +16,8 @@ from typing import Any
 from stagetree.mistakes import InputError
 
 Event = Mapping[str, Any]
+LAST = "unit_done"
+"""Kind of the event that ends the log of a unit."""
 
 
 class EventLog:
@@ -62,6 +64,7 @@ class EventReader:
         self._on_damage = on_damage
         self._offsets: dict[Path, int] = {}
         self._damaged: set[Path] = set()
+        self._ended: set[Path] = set()
 
     def read(self) -> Iterator[Event]:
         """Yield the events appended since the last call, each file's in order.
@@ -70,7 +73,7 @@ class EventReader:
             InputError: a line that is not the last is damaged, and nobody is told of it instead.
         """
         for path in sorted(self._folder.glob(self._pattern)):
-            if path not in self._damaged:
+            if path not in self._damaged and path not in self._ended:
                 yield from self._read_file(path)
 
     def _read_file(self, path: Path) -> Iterable[Event]:
@@ -94,4 +97,7 @@ class EventReader:
                 self._damaged.add(path)
                 self._on_damage(error)
                 return
-            yield json.loads(body)
+            event = json.loads(body)
+            if event.get("kind") == LAST:  # of thousands of units few are at work
+                self._ended.add(path)
+            yield event

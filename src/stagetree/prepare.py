@@ -139,7 +139,9 @@ def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
     entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole, commands)
     by_digest = {info.digest: info for info in prepared.values()}
     speeds = machine.speeds(tree, output_dir, by_digest, workers if measure else 0, config.trainer.workers_per_device)
-    units = cut_units(tree, workers, estimate.epoch_costs((node.shape for node in tree.walk()), speeds, by_digest))
+    shapes = {node.shape for node in tree.walk()}
+    packs = {shape: speeds[shape].best for shape in shapes} if shapes <= speeds.keys() else None
+    units = cut_units(tree, workers, estimate.epoch_costs(shapes, speeds, by_digest), packs)
     return Plan(jobs, runs, entries, whole, tree, units, workers, by_digest, config, speeds)
 
 

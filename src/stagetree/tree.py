@@ -207,8 +207,14 @@ def path_to(node: Node, finished: Finished) -> list[Node]:
 Unit = tuple[Node, ...]
 """Whole subtrees, trained by one worker."""
 
+MOST_PIECES, PIECE_S = 4, 30.0
+"""Units of a worker, one after the other, so that one that has more to do than was estimated leaves some to others;
+each fills packs, and is that long, since a worker may have to be started for it."""
 
-def cut_units(tree: StageTree, workers: int, epoch_cost: Mapping[str, float]) -> list[Unit]:
+
+def cut_units(
+    tree: StageTree, workers: int, epoch_cost: Mapping[str, float], packs: Mapping[str, int] | None = None
+) -> list[Unit]:
     """Divide the tree between workers, neighbours in shape together, so that packs stay large.
 
     A subtree that is more than one worker's share is cut at its first fork. What is below goes to units of its own,
@@ -218,6 +224,7 @@ def cut_units(tree: StageTree, workers: int, epoch_cost: Mapping[str, float]) ->
         tree: what is to be trained.
         workers: units that run at a time, at least 1.
         epoch_cost: work of an epoch of each shape, in any unit.
+        packs: members that train well together, by shape, if that is known; `epoch_cost` is in seconds then.
 
     Returns:
         Units in an order in which they can be started: what others wait for comes first, the longest way to go ahead.
@@ -241,7 +248,8 @@ def cut_units(tree: StageTree, workers: int, epoch_cost: Mapping[str, float]) ->
                     trunks.append((spent, trunk, below))
                 else:
                     whole.append((root, spent))
-            wholes += _balance(whole, max(workers - (len(family) - len(whole)), 1))
+            parts = max(workers - (len(family) - len(whole)), 1)
+            wholes += _balance(whole, parts * (_pieces(whole, parts, packs) if packs else 1))
         trunks.sort(key=lambda cut: -cut[0])
         units += [(trunk,) for _, trunk, _ in trunks] + wholes
         families = [below for _, _, below in trunks]
@@ -263,6 +271,13 @@ def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
     for node in reversed(chain):
         top = replace(node, children=(top,) if top else ())
     return top, below
+
+
+def _pieces(roots: Sequence[tuple[Node, float]], parts: int, packs: Mapping[str, int]) -> int:
+    """How many units each part of the roots, with their costs, is best divided into."""
+    full = max((packs[root.shape] for root, _ in roots), default=1)
+    seconds = sum(cost for _, cost in roots) / parts
+    return max(1, min(MOST_PIECES, len(roots) // (parts * full), int(seconds / PIECE_S)))
 
 
 def _balance(roots: Sequence[tuple[Node, float]], parts: int) -> list[Unit]:
