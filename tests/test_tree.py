@@ -239,6 +239,14 @@ def test_a_workers_share_is_cut_into_pieces_that_fill_packs_and_are_worth_a_star
     assert sizes(cut_units(tree, 2, pack)) == pieces
 
 
+@pytest.mark.parametrize(("leaves", "pack", "units"), [(32, 8, [1, 1] + [8] * 8), (32, 16, [33, 33]), (8, 8, [9, 9])])
+def test_large_subtrees_are_cut_if_that_leaves_packs_full(leaves, pack, units):
+    """Two workers, two equal subtrees: uncut, the slower worker would hold up the end."""
+    runs = [run((10, a), (10, lr)) for a in (100, 200) for lr in range(1, leaves + 1)]
+    made = cut_units(StageTree.build(runs), 2, pack)
+    assert [sum(1 for root in unit for _ in root.walk()) for unit in made] == units
+
+
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
     ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk="z")]).roots
     assert [node.lr for node in next_pack(ready, lambda nodes: 8)] == [0.2, 0.3]

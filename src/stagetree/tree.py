@@ -217,8 +217,9 @@ def cut_units(
 ) -> list[Unit]:
     """Divide the tree between workers, neighbours in shape together, so that packs stay large.
 
-    A subtree that is more than one worker's share is cut at its first fork. What is below goes to units of its own,
-    which can start once that trunk is trained, whatever other units still do (`predecessors`).
+    A subtree that is more than one worker's share, or a large part of it with enough leaves to fill several packs, is
+    cut at its first fork. What is below goes to units of its own, which can start once that trunk is trained, whatever
+    other units still do (`predecessors`).
 
     Args:
         tree: what is to be trained.
@@ -230,25 +231,32 @@ def cut_units(
         Units in an order in which they can be started: what others wait for comes first, the longest way to go ahead.
     """
 
-    def cost(root: Node) -> float:
-        return sum(node.epochs * epoch_cost[node.shape] for node in root.walk())
+    def weigh(root: Node) -> tuple[float, int]:
+        cost, leaves = 0.0, 0
+        for node in root.walk():
+            cost += node.epochs * epoch_cost[node.shape]
+            leaves += not node.children
+        return cost, leaves
 
     units: list[Unit] = []
-    families: list[Sequence[Node]] = [tree.roots]  # each can start as a whole, at a time of its own
+    # roots that can start together, at a time of their own, and the most units that they are worth
+    families: list[tuple[Sequence[Node], int]] = [(tree.roots, workers)]
     while families:
-        costs = [[cost(root) for root in family] for family in families]
-        share = sum(map(sum, costs)) / workers
-        trunks: list[tuple[float, Node, Sequence[Node]]] = []
+        weights = [[weigh(root) for root in family] for family, _ in families]
+        share = sum(cost for own in weights for cost, _ in own) / workers
+        trunks: list[tuple[float, Node, tuple[Sequence[Node], int]]] = []
         wholes: list[Unit] = []
-        for family, own in zip(families, costs, strict=True):
+        for (family, most), own in zip(families, weights, strict=True):
             whole = []
-            for root, spent in zip(family, own, strict=True):
+            for root, (cost, leaves) in zip(family, own, strict=True):
                 trunk, below = _first_fork(root)
-                if spent > share and len(below) > 1:
-                    trunks.append((spent, trunk, below))
+                full = leaves // packs[root.shape] if packs else 0
+                large = workers > 1 and full >= MOST_PIECES and cost > max(share / MOST_PIECES, PIECE_S)
+                if len(below) > 1 and (cost > share or large):
+                    trunks.append((cost, trunk, (below, workers if cost > share else min(workers, full))))
                 else:
-                    whole.append((root, spent))
-            parts = max(workers - (len(family) - len(whole)), 1)
+                    whole.append((root, cost))
+            parts = max(most - (len(family) - len(whole)), 1)
             wholes += _balance(whole, parts * (_pieces(whole, parts, packs) if packs else 1))
         trunks.sort(key=lambda cut: -cut[0])
         units += [(trunk,) for _, trunk, _ in trunks] + wholes
