@@ -255,7 +255,7 @@ def cut_units(
                 if len(below) > 1 and (cost > share or large):
                     trunks.append((cost, trunk, (below, workers if cost > share else min(workers, full))))
                 else:
-                    whole.append((root, cost))
+                    whole.append((root, cost, leaves))
             parts = max(most - (len(family) - len(whole)), 1)
             wholes += _balance(whole, parts * (_pieces(whole, parts, packs) if packs else 1))
         trunks.sort(key=lambda cut: -cut[0])
@@ -281,20 +281,22 @@ def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
     return top, below
 
 
-def _pieces(roots: Sequence[tuple[Node, float]], parts: int, packs: Mapping[str, int]) -> int:
-    """How many units each part of the roots, with their costs, is best divided into."""
-    full = max((packs[root.shape] for root, _ in roots), default=1)
-    seconds = sum(cost for _, cost in roots) / parts
-    return max(1, min(MOST_PIECES, len(roots) // (parts * full), int(seconds / PIECE_S)))
+def _pieces(roots: Sequence[tuple[Node, float, int]], parts: int, packs: Mapping[str, int]) -> int:
+    """How many units each part of the roots, with their costs and leaves, is best divided into."""
+    full = max((packs[root.shape] for root, _, _ in roots), default=1)
+    seconds = sum(cost for _, cost, _ in roots) / parts
+    # either packs are full at the roots already, or what is below fills so many that these few do not matter
+    filled = max(len(roots), sum(leaves for _, _, leaves in roots) // MOST_PIECES) // (parts * full)
+    return max(1, min(MOST_PIECES, filled, len(roots) // parts, int(seconds / PIECE_S)))
 
 
-def _balance(roots: Sequence[tuple[Node, float]], parts: int) -> list[Unit]:
-    """Slice the roots, with their costs, sorted by shape so that packs stay together, into units of equal cost."""
+def _balance(roots: Sequence[tuple[Node, float, int]], parts: int) -> list[Unit]:
+    """Slice the roots, with their costs and leaves, sorted by shape so that packs stay together, into units of equal cost."""
     ordered = sorted(roots, key=lambda root: (root[0].shape, root[0].epochs, root[0].trunk, root[0].stages))
-    share = sum(cost for _, cost in ordered) / parts or 1.0
+    share = sum(cost for _, cost, _ in ordered) / parts or 1.0
     slices: dict[int, list[Node]] = {}
     before = 0.0
-    for node, cost in ordered:
+    for node, cost, _ in ordered:
         place = min(int((before + cost / 2) / share), parts - 1)
         slices.setdefault(place, []).append(node)
         before += cost
