@@ -27,6 +27,8 @@ def quiet_ray():
 
 @pytest.fixture(scope="module")
 def slurm():
+    if os.getuid() != 0:
+        pytest.skip("SLURM's daemons are started by root")
     with slurm_cluster() as cluster:
         yield cluster
 

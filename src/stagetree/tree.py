@@ -291,7 +291,7 @@ def _pieces(roots: Sequence[tuple[Node, float, int]], parts: int, packs: Mapping
 
 
 def _balance(roots: Sequence[tuple[Node, float, int]], parts: int) -> list[Unit]:
-    """Slice the roots, with their costs and leaves, sorted by shape so that packs stay together, into units of equal cost."""
+    """Slice the roots, sorted by shape so that packs stay together, into units of equal cost."""
     ordered = sorted(roots, key=lambda root: (root[0].shape, root[0].epochs, root[0].trunk, root[0].stages))
     share = sum(cost for _, cost, _ in ordered) / parts or 1.0
     slices: dict[int, list[Node]] = {}
