@@ -19,9 +19,9 @@ from stagetree.unit import Settings, write_unit
 WORKER = """
 import json, os, socket, sys, tempfile
 from pathlib import Path
-try:
+if os.environ["NAMESPACES"]:
     socket.sethostname(sys.argv[1])
-except PermissionError:
+else:
     socket.gethostname = lambda: sys.argv[1]
 from stagetree.engine import run_next
 folder, units = Path(sys.argv[2]), json.loads(sys.argv[3])
@@ -30,11 +30,11 @@ while (result := run_next(folder, units)) is not None:
 print(json.dumps([socket.gethostname(), os.getpid(), tempfile.gettempdir()]))
 """
 PREPARE = """
-import json, socket, sys
+import json, os, socket, sys
 from pathlib import Path
-try:
+if os.environ["NAMESPACES"]:
     socket.sethostname(sys.argv[1])
-except PermissionError:
+else:
     socket.gethostname = lambda: sys.argv[1]
 from stagetree import data
 from stagetree.checks import check
@@ -60,7 +60,7 @@ def hosts(count: int, tmp_path: Path, script: str, *words: str) -> list[list]:
         scratch = tmp_path / f"tmp{number}"
         scratch.mkdir()
         command = [*namespaces(), sys.executable, "-c", script, f"host{number}", *words]
-        environment = {**os.environ, "TMPDIR": str(scratch)}
+        environment = {**os.environ, "TMPDIR": str(scratch), "NAMESPACES": "yes" * bool(namespaces())}
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count
