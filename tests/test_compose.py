@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -34,7 +35,8 @@ def loader(tmp_path):
     for name, text in EXTRA.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}  # 1.4 warns when it is given
+    with initialize_config_dir(str(CONF), **base):
         yield GlobalHydra.instance().config_loader()
 
 

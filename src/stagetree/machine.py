@@ -38,8 +38,10 @@ def speeds(
     missing = [nodes[shape] for shape, own in found.items() if own is None]
     if workers and missing:
         print(f"measuring how fast this machine trains {len(missing)} shape{'s' * (len(missing) > 1)}", file=sys.stderr)
+        # resolved, since joblib's workers may be left from a call in another working folder
+        folders = {digest: str(Path(info.folder).resolve()) for digest, info in infos.items()}
         tasks = [
-            (members[0], -(-len(members) // workers), infos[json.loads(members[0].shape)["data"]].folder)
+            (members[0], -(-len(members) // workers), folders[json.loads(members[0].shape)["data"]])
             for members in missing
         ]
         for (node, _, _), own in zip(tasks, _measure(tasks, workers, workers_per_device), strict=False):

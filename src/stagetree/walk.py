@@ -47,10 +47,11 @@ def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
             for other in task.after for event in EventReader(folder / "events", lambda _: None, name=other).read()
             if event["kind"] == "failed"
         }  # fmt: skip
-        device = json.loads(task.nodes[0].shape)["device"]
-        use_device(
-            device, settings.workers_per_device, watch.check, lambda why: log.append({"kind": "note", "text": why})
-        )
+        for shape in {node.shape for node in task.nodes}:
+            use_device(
+                json.loads(shape)["device"], settings.workers_per_device, watch.check,
+                lambda why: log.append({"kind": "note", "text": why}),
+            )  # fmt: skip
         walk = _Walk(task.nodes, failed, settings, log, claims, watch.check)
         try:
             walk.run()
