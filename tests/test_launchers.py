@@ -151,6 +151,32 @@ def test_a_run_that_diverges_fails_what_forks_from_it_and_nothing_else(tmp_path,
     assert "became nan in epoch 1" in failed[0]["reason"]
 
 
+def test_slurm_that_is_not_there_is_told_before_anything_trains(tmp_path, arrays, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = stagetree(tmp_path, "sweep", *small(arrays), "seed=0,1", "hydra/launcher=submitit_slurm")
+    assert done.returncode == 3
+    assert "SLURM's sbatch is not installed on" in done.stdout
+    assert "2 of 2 runs are not finished; what is finished is kept." in done.stdout
+    assert not trained(tmp_path)
+
+
+def test_slurms_own_words_are_told_when_it_takes_no_job(slurm, tmp_path, arrays):
+    words = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=elsewhere", "seed=0,1"]
+    done = stagetree(tmp_path, "sweep", *small(arrays), *words)
+    assert done.returncode == 3
+    assert "no worker began to train, 3 times in a row" in done.stdout
+    assert "invalid partition specified: elsewhere" in done.stdout
+    assert not [event for event in faults.events(tmp_path) if event["kind"] == "failed"], "no run is to blame"
+
+
+def test_ray_that_is_not_there_is_told_with_what_brings_it(tmp_path, arrays):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ray'] = None\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = stagetree(tmp_path, "sweep", *small(arrays), "seed=0,1", "hydra/launcher=ray", env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "hydra/launcher=ray: Ray is not installed (pip install 'stagetree[ray]')\n"
+
+
 def test_ray_on_two_nodes_of_which_one_dies(tmp_path, arrays, reference, tally):
     row = tally("ray: a node dies")
     row.injected += 1

@@ -5,6 +5,8 @@ The settings are those of Hydra's plugins for Ray and submitit. Their launchers 
 
 import contextlib
 import logging
+import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -159,6 +161,11 @@ class Submitit:
         """Make an executor as Hydra's submitit launcher does; `dependency` as `sbatch` takes it."""
         from submitit import AutoExecutor
 
+        if self.outlives and shutil.which("sbatch") is None:
+            raise InputError(
+                f"hydra/launcher=submitit_slurm: SLURM's sbatch is not installed on {socket.gethostname()} (run this "
+                "where it is, or use hydra/launcher=submitit_local)"
+            )
         cluster = "slurm" if self.outlives else "local"
         settings = {**self._settings, "name": "stagetree"}
         if dependency:

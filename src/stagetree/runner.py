@@ -26,6 +26,7 @@ from stagetree.compose import Job
 from stagetree.config import Config
 from stagetree.engine import Engine, Result
 from stagetree.events import EventLog, EventReader
+from stagetree.mistakes import InputError
 from stagetree.prepare import Plan, plan
 from stagetree.progress import ProgressDisplay
 from stagetree.stopping import Interrupted, Launching, stop_asked
@@ -135,6 +136,8 @@ class _Crew:
         self._unit_ids = (f"{number:04d}" for number in count())
         self._failed: set[str] = set()
         self._deaths: Counter[str] = Counter()
+        self._false_starts = 0
+        self._said = ""
 
     def train(self, units: Sequence[Unit]) -> None:
         """Launch units. What a dead worker left is halved until the culprit is alone, which is tried twice more."""
@@ -189,16 +192,22 @@ class _Crew:
         for unit_id, unit in by_id.items():
             roots = StageTree(unit).remaining(done).roots if unit_id not in ended else ()
             if roots := tuple(root for root in roots if root.uid not in self._failed):
-                # if none began, it is starting that kills
-                (unbegun if begun and unit_id not in begun else died).append(roots)
+                (died if unit_id in begun else unbegun).append(roots)
+        self._false_starts = 0 if begun else self._false_starts + 1
+        if unbegun and self._false_starts == DEATHS:
+            raise _MachineError(f"no worker began to train, {DEATHS} times in a row ({self._said or 'see above'})")
         return died, unbegun
 
     def _run(self, after: Mapping[str, Sequence[str]]) -> Sequence[Result]:
+        self._said = ""
         try:
             return self.engine.launch(self.folder, after)
+        except InputError as error:
+            raise _MachineError(str(error)) from error
         except (Exception, SystemExit) as error:  # launchers raise when a worker dies; the logs say what was reached
+            self._said = f"{type(error).__name__}: {error}"
             if not stop_asked(self.folder):
-                print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
+                print(f"launcher: {self._said}", file=sys.stderr)
             return []
 
     def _fail(self, root: Node) -> None:
