@@ -359,9 +359,10 @@ def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
 
 def _environment_tags() -> dict[str, str]:
     tags = {f"version.{name}": metadata.version(name) for name in ("stagetree", "torch", "mlflow", "hydra-core")}
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if git.returncode == 0:
-        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    if shutil.which("git"):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if git.returncode == 0:
+            tags["mlflow.source.git.commit"] = git.stdout.strip()
     return tags
 
 
