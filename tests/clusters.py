@@ -1,7 +1,6 @@
 """Engines that spread work over machines, started on this one: Ray with several nodes, SLURM with one."""
 
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -84,14 +83,15 @@ def slurm_cluster() -> Iterator[Path]:
         ctld, d = [free_port() for _ in range(2)]
         conf = folder / "slurm.conf"
         conf.write_text(SLURM.format(host=socket.gethostname().split(".")[0], folder=folder, ctld=ctld, d=d))
-        environment = os.environ | {"SLURM_CONF": str(conf)}
-        munge = [shutil.which("munged"), "--foreground", "--force", f"--socket={folder}/munge.socket"]
+        path = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # of daemons, which not every user has on theirs
+        environment = os.environ | {"SLURM_CONF": str(conf), "PATH": path}
+        munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
         munge += [f"--{what}-file={folder}/munge.{what.split('-')[0]}" for what in ("key", "pid", "log", "seed")]
         daemons = []
         try:
             for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D"]):
                 with open(folder / "out.txt", "ab") as out:
-                    daemons.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
+                    daemons.append(subprocess.Popen(["env", *command], env=environment, stdout=out, stderr=out))
             os.environ["SLURM_CONF"] = str(conf)
             _wait_for_node(folder)
             yield folder

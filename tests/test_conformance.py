@@ -69,7 +69,7 @@ def test_hydras_basic_sweeper_runs_our_task_without_sharing(tmp_path, arrays):
 def test_optuna_optimises_what_our_task_returns(tmp_path, tmp_path_factory, arrays):
     """The plugin wants an Optuna that no longer gets along with this SQLAlchemy, so it keeps its trials in memory."""
     packages = tmp_path_factory.mktemp("optuna")
-    wanted = ["hydra-optuna-sweeper==1.3.0", "optuna==2.10.1", "cmaes==0.9.1", "colorlog", "cliff"]
+    wanted = ["hydra-optuna-sweeper==1.3.0", "optuna==2.10.1", "cmaes==0.9.1", "colorlog", "cliff", "tqdm"]
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), *wanted]
     subprocess.run(install, check=True)
     words = [

@@ -75,7 +75,12 @@ def test_killed_workers(seed, launcher, tmp_path, arrays, reference, tally):
     compare(tmp_path, reference, row, kills=row.injected)
 
 
-@parallel
+@pytest.mark.parametrize(
+    "launcher",
+    # a cluster of Ray's takes a minute to notice that its driver is gone
+    ["joblib", "submitit_local", "submitit_slurm", pytest.param("ray", marks=pytest.mark.full)],
+    indirect=True,
+)
 @pytest.mark.rounds(short=1, full=5)
 def test_killed_launching_processes(seed, launcher, tmp_path, arrays, reference, tally):
     """The same command goes on; workers that outlive their launching process are in nobody's way."""

@@ -1,1 +1,1 @@
-"""Hydra plugin: the sweeper that trains shared schedule prefixes once."""
+"""Hydra plugin: the jobs of any application as Ray tasks."""
