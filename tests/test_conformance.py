@@ -14,6 +14,7 @@ import pytest
 from faults import small, stagetree, trained
 from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
 
 # Hydra's test applications are written for several versions of Hydra, and warn in each
 pytestmark = pytest.mark.filterwarnings("default")
@@ -29,8 +30,13 @@ LAUNCHERS = [
 OWN = "hydra/sweeper=stagetree"
 
 
+VERSION_BASE = vars(VersionBase.instance()).copy()  # as nobody set it
+
+
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
+    for name, value in VERSION_BASE.items():  # our own tests set it, and Hydra's expect its defaults
+        monkeypatch.setattr(VersionBase.instance(), name, value)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
 
