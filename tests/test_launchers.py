@@ -45,7 +45,13 @@ def launcher(request):
 every = pytest.mark.parametrize(
     "launcher", ["basic", "joblib", "submitit_local", "submitit_slurm", "ray"], indirect=True
 )
-parallel = pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm", "ray"], indirect=True)
+
+
+def some(*names: str):
+    """These launchers in the short pass, and all that have workers in the full one."""
+    launchers = ("joblib", "submitit_local", "submitit_slurm", "ray")
+    params = [pytest.param(name, marks=() if name in names else pytest.mark.full) for name in launchers]
+    return pytest.mark.parametrize("launcher", params, indirect=True)
 
 
 @every
@@ -60,7 +66,7 @@ def test_every_launcher_gives_the_same_bits_and_leaderboard(launcher, tmp_path, 
     assert "launcher:" not in done.stderr
 
 
-@parallel
+@some("submitit_slurm", "ray")
 @pytest.mark.rounds(short=1, full=5)
 def test_killed_workers(seed, launcher, tmp_path, arrays, reference, tally):
     name, words = launcher
@@ -75,12 +81,7 @@ def test_killed_workers(seed, launcher, tmp_path, arrays, reference, tally):
     compare(tmp_path, reference, row, kills=row.injected)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    # a cluster of Ray's takes a minute to notice that its driver is gone
-    ["joblib", "submitit_local", "submitit_slurm", pytest.param("ray", marks=pytest.mark.full)],
-    indirect=True,
-)
+@some("submitit_slurm")  # of Ray's cluster a minute passes until it notices that its driver is gone
 @pytest.mark.rounds(short=1, full=5)
 def test_killed_launching_processes(seed, launcher, tmp_path, arrays, reference, tally):
     """The same command goes on; workers that outlive their launching process are in nobody's way."""
@@ -97,7 +98,7 @@ def test_killed_launching_processes(seed, launcher, tmp_path, arrays, reference,
     wait_until(lambda: not alive(sweep.pid), 60)
 
 
-@pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm", "ray"], indirect=True)
+@some("submitit_local")
 def test_interrupted_sweeps_keep_their_states(launcher, tmp_path, arrays, reference, tally):
     name, words = launcher
     row = tally(f"{name}: SIGINT to the launching process")
@@ -114,7 +115,7 @@ def test_interrupted_sweeps_keep_their_states(launcher, tmp_path, arrays, refere
     compare(tmp_path, reference, row, kills=0)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm", "ray"], indirect=True)
+@some("joblib", "submitit_slurm", "ray")
 def test_a_tree_that_must_be_cut_trains_each_epoch_once(launcher, tmp_path, arrays):
     """Units that wait for others: through dependencies of the engine where it has them."""
     _, words = launcher
