@@ -14,6 +14,7 @@ from installed import debian
 from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE_MS = 300_000  # a page that never shows fails; one on a busy machine only takes its time
 
 
 def find_chromium() -> str:
@@ -35,7 +36,7 @@ def open_browser() -> Iterator[Browser]:
     """Headless, with WebGL in software."""
     with sync_playwright() as playwright:
         arguments = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=arguments)
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=arguments, timeout=PATIENCE_MS)
         try:
             yield browser
         finally:
@@ -52,6 +53,7 @@ def watched(browser: Browser, *, passes: str = "nothing", **options) -> Iterator
         options: of the browser's context.
     """
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     troubles: list[str] = []
     page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)

@@ -45,7 +45,7 @@ def tab(browser, address):
     # MLflow asks its server for the user's name, which one without a login does not know
     with watched(browser, passes="404", viewport={"width": 1700, "height": 900}) as tab:
         tab.goto(address)
-        tab.wait_for_selector("text=sweep of 8 runs", timeout=60_000)
+        tab.wait_for_selector("text=sweep of 8 runs")
         yield tab
 
 
@@ -80,6 +80,6 @@ def test_compared_runs_have_parallel_coordinates_of_numbers(tab, address):
         runs = [run["info"]["run_id"] for run in json.load(answer)["runs"]]
     assert len(runs) == 8
     tab.goto(f"{server}#/compare-runs?runs={quote(json.dumps(runs))}&experiments={quote(json.dumps(['1']))}")
-    tab.wait_for_selector("text=Parallel Coordinates Plot", timeout=60_000)
+    tab.wait_for_selector("text=Parallel Coordinates Plot")
     tab.wait_for_selector(".parcoords")
     assert "log10_lr_1" in tab.inner_text("body")
