@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from installed import debian
 from servers import free_port
+from sweeps import PATIENCE_S, wait_until
 
 
 class RayCluster:
@@ -99,15 +99,16 @@ def slurm_cluster() -> Iterator[Path]:
             os.environ.pop("SLURM_CONF", None)
             for daemon in reversed(daemons):
                 daemon.terminate()
-                daemon.wait(30)
+                daemon.wait(PATIENCE_S)
 
 
 def _wait_for_node(folder: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    def idle() -> bool:
         done = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, check=False)
-        if done.stdout.strip() == "idle":
-            return
-        time.sleep(0.2)
-    logs = [path.read_text(errors="replace")[-2000:] for path in folder.glob("*.log")]
-    raise TimeoutError("\n".join(["SLURM does not start", *logs, (folder / "out.txt").read_text()]))
+        return done.stdout.strip() == "idle"
+
+    try:
+        wait_until(idle)
+    except TimeoutError as error:
+        logs = [path.read_text(errors="replace")[-2000:] for path in folder.glob("*.log")]
+        raise TimeoutError("\n".join(["SLURM does not start", *logs, (folder / "out.txt").read_text()])) from error

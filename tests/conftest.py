@@ -8,6 +8,7 @@ from pathlib import Path
 import faults
 import numpy as np
 import pytest
+import sweeps
 import torch
 from filelock import FileLock
 
@@ -123,7 +124,7 @@ def reference(tmp_path_factory, arrays, worker_id) -> dict[str, tuple]:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir()
-            done = faults.stagetree(folder, "sweep", *faults.small(arrays), *faults.GRID)
+            done = sweeps.stagetree(folder, "sweep", *sweeps.small(arrays), *faults.GRID)
             assert done.returncode == 0, done.stdout + done.stderr
     found = faults.results(folder)
     assert len(found) == 24

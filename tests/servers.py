@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from installed import debian
+from sweeps import PATIENCE_S, wait_until
 
 AUTH = """\
 [mlflow]
@@ -96,7 +96,7 @@ def mlflow_server(folder: Path, database: str, *, workers: int = 1) -> Iterator[
         yield server
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -122,14 +122,15 @@ def object_store(bucket: str) -> Iterator[dict[str, str]]:
 
 
 def _wait(uri: str, process: subprocess.Popen, log: Path | None = None) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    def answers() -> bool:
+        assert process.poll() is None, f"the server of {uri} ended\n{log.read_text()[-4000:] if log else ''}"
         try:
             urllib.request.urlopen(uri).close()
-            return
         except OSError:
-            time.sleep(0.2)
-    raise TimeoutError(f"{uri} does not answer\n{log.read_text()[-4000:] if log else ''}")
+            return False
+        return True
+
+    wait_until(answers)
 
 
 def free_port() -> int:

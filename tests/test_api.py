@@ -6,9 +6,9 @@ import sys
 
 import pandas as pd
 import pytest
-from faults import small, stagetree
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from sweeps import small, stagetree
 
 import stagetree as package
 from stagetree.mistakes import InputError

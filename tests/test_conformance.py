@@ -11,10 +11,10 @@ import subprocess
 import sys
 
 import pytest
-from faults import small, stagetree, trained
 from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
 from hydra.version import VersionBase
+from sweeps import small, stagetree, trained
 
 # Hydra's test applications are written for several versions of Hydra, and warn in each
 pytestmark = pytest.mark.filterwarnings("default")

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from faults import small, stagetree
+from sweeps import small, stagetree
 
 from stagetree import report, store
 from stagetree.network import Network

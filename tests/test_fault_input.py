@@ -10,17 +10,17 @@ import random
 import socket
 import struct
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
 
+import faults
 import numpy as np
 import pandas as pd
 import pytest
-from faults import small, stagetree, wait_until
 from PIL import Image
+from sweeps import PATIENCE_S, command, small, stagetree, wait_until
 
 from stagetree import checkpoint, data, report
 from stagetree.mistakes import InputError
@@ -190,16 +190,15 @@ def test_a_link_to_a_file_that_is_no_picture(tmp_path, proof):
 def test_the_ui_is_for_this_machine_alone(tmp_path, arrays, proof):
     done = stagetree(tmp_path, "train", *small(arrays), "schedule.stages=[(1,1e-2)]")
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "stagetree", "ui", "--port", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                          start_new_session=True) as server:  # fmt: skip
+    quiet = {"stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}
+    with subprocess.Popen(command("ui", "--port", "0"), cwd=tmp_path, stdout=subprocess.PIPE, **quiet) as server:
         try:
             port = int(server.stdout.readline().split(":")[2].split("/")[0])
 
             def status(host: str) -> int:
                 request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": host})
                 try:
-                    return urllib.request.urlopen(request, timeout=5).status
+                    return urllib.request.urlopen(request, timeout=PATIENCE_S).status
                 except urllib.error.HTTPError as error:
                     return error.code
                 except OSError:
@@ -274,8 +273,6 @@ def test_misspelt_settings(tmp_path, command, tally, request):
 
 
 def test_the_table_of_the_suite_adds_up():
-    import faults
-
     rows = [faults.Tally("a", 2, 1), faults.Tally("a", 3, 0, 1, 0, 1.5), faults.Tally("b", 1)]
     lines = faults.table([json.loads(faults.dumped(row)) for row in rows])
     assert [line.split() for line in lines[1:]] == [["a", "5", "1", "1", "0", "1.5", "s"], ["b", "1", "0", "0", "0"]]

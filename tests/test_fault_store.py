@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import GRID, compare, results, rng, small, stagetree, start, trained, wait_until
+from faults import GRID, compare, results, rng
+from sweeps import small, stagetree, start, succeed, trained, wait_until
 
 from stagetree import checkpoint
 
@@ -122,7 +123,7 @@ def test_data_that_vanishes_while_a_sweep_trains_is_not_missed(tmp_path, arrays)
     sweep = start(tmp_path, "sweep", *words, "seed=0,1", "schedule.stages=[(60,5e-2)]")
     wait_until(lambda: trained(tmp_path))
     (tmp_path / "own.npz").unlink()
-    assert sweep.wait(120) == 0
+    succeed(sweep, tmp_path)
     done = stagetree(tmp_path, "sweep", *words, "seed=0,1,2")
     assert done.returncode == 1
     assert "no such file" in done.stderr
@@ -139,7 +140,7 @@ def test_data_that_changes_while_a_sweep_trains_is_other_data_to_the_next(tmp_pa
         changed = dict(source)
     changed["train_x"][0, 0, 0] ^= 1
     np.savez(tmp_path / "own.npz", **changed)
-    assert sweep.wait(120) == 0
+    succeed(sweep, tmp_path)
     before = results(tmp_path)
     done = stagetree(tmp_path, "sweep", *words, *grid)
     assert "2 points, 0 duplicates, 0 finished, 2 to train" in done.stdout

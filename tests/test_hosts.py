@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from sweeps import PATIENCE_S
 
 from stagetree import data
 from stagetree.engine import run_unit
@@ -62,7 +63,7 @@ def hosts(count: int, tmp_path: Path, script: str, *words: str) -> list[list]:
         command = [*namespaces(), sys.executable, "-c", script, f"host{number}", *words]
         environment = {**os.environ, "TMPDIR": str(scratch), "NAMESPACES": "yes" * bool(namespaces())}
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    said = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count
     return [json.loads(one) for one in said]
 

@@ -7,12 +7,13 @@ import os
 import signal
 import time
 
-import faults
 import pytest
+import sweeps
 from clusters import ray_cluster, slurm_cluster
-from faults import GRID, alive, compare, results, rng, small, stagetree, start, trained, wait_until, workers
+from faults import GRID, compare, kill_a_worker, results, rng
 from pandas import read_csv
 from pandas.testing import assert_frame_equal
+from sweeps import PATIENCE_S, alive, small, stagetree, start, succeed, trained, wait_until, workers
 
 RAY_QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # nothing into the home folder, or out
 
@@ -72,12 +73,8 @@ def test_killed_workers(seed, launcher, tmp_path, arrays, reference, tally):
     name, words = launcher
     row, random = tally(f"{name}: kill -9 of a worker"), rng(seed)
     sweep = start(tmp_path, "sweep", *small(arrays), *GRID, *words)
-    wait_until(lambda: sweep.poll() is not None or workers(tmp_path))
-    time.sleep(random.uniform(0, 2))
-    if pids := workers(tmp_path):
-        os.kill(random.choice(pids), signal.SIGKILL)
-        row.injected += 1
-    assert sweep.wait(300) == 0, (tmp_path / "out.txt").read_text()
+    kill_a_worker(sweep, tmp_path, row, random, within=2)
+    succeed(sweep, tmp_path)
     compare(tmp_path, reference, row, kills=row.injected)
 
 
@@ -93,9 +90,9 @@ def test_killed_launching_processes(seed, launcher, tmp_path, arrays, reference,
     row.injected += sweep.poll() is None
     sweep.kill()
     sweep.wait()
-    assert start(tmp_path, "sweep", *small(arrays), *GRID, *words).wait(300) == 0, (tmp_path / "out.txt").read_text()
+    succeed(start(tmp_path, "sweep", *small(arrays), *GRID, *words), tmp_path)
     compare(tmp_path, reference, row, kills=row.injected)
-    wait_until(lambda: not alive(sweep.pid), 60)
+    wait_until(lambda: not alive(sweep.pid))
 
 
 @some("submitit_local")
@@ -107,11 +104,11 @@ def test_interrupted_sweeps_keep_their_states(launcher, tmp_path, arrays, refere
     sweep = start(tmp_path, "sweep", *words)
     wait_until(lambda: trained(tmp_path))
     os.kill(sweep.pid, signal.SIGINT)
-    assert sweep.wait(60) == 128 + signal.SIGINT
+    assert sweep.wait(PATIENCE_S) == 128 + signal.SIGINT
     said = (tmp_path / "out.txt").read_text()
     assert "the same command goes on from here" in said
     assert "Traceback" not in said
-    assert start(tmp_path, "sweep", *words).wait(300) == 0, (tmp_path / "out.txt").read_text()
+    succeed(start(tmp_path, "sweep", *words), tmp_path)
     compare(tmp_path, reference, row, kills=0)
 
 
@@ -140,7 +137,7 @@ def test_jobs_of_slurm_outlive_their_launching_process_and_can_be_watched(slurm,
     assert watched.stderr.splitlines()[-1] == "24/24 runs done; no process trains this sweep now"
     assert results(tmp_path) == reference
     epochs = sum(trained(tmp_path).values())
-    assert start(tmp_path, "sweep", *words).wait(300) == 0, (tmp_path / "out.txt").read_text()
+    succeed(start(tmp_path, "sweep", *words), tmp_path)
     assert sum(trained(tmp_path).values()) == epochs, "all that was left was to record it"
     compare(tmp_path, reference, row, kills=0)
 
@@ -152,7 +149,7 @@ def test_a_run_that_diverges_fails_what_forks_from_it_and_nothing_else(tmp_path,
     assert done.returncode == 3
     assert "2 of 4 runs failed" in done.stdout
     assert len(results(tmp_path)) == 2
-    failed = [event for event in faults.events(tmp_path) if event["kind"] == "failed"]
+    failed = [event for event in sweeps.events(tmp_path) if event["kind"] == "failed"]
     assert len(failed) == 1
     assert "became nan in epoch 1" in failed[0]["reason"]
 
@@ -172,7 +169,7 @@ def test_slurms_own_words_are_told_when_it_takes_no_job(slurm, tmp_path, arrays)
     assert done.returncode == 3
     assert "no worker began to train, 3 times in a row" in done.stdout
     assert "invalid partition specified: elsewhere" in done.stdout
-    assert not [event for event in faults.events(tmp_path) if event["kind"] == "failed"], "no run is to blame"
+    assert not [event for event in sweeps.events(tmp_path) if event["kind"] == "failed"], "no run is to blame"
 
 
 def test_ray_that_is_not_there_is_told_with_what_brings_it(tmp_path, arrays):
@@ -191,6 +188,6 @@ def test_ray_on_two_nodes_of_which_one_dies(tmp_path, arrays, reference, tally):
         sweep = start(tmp_path, "sweep", *small(arrays), *GRID, "hydra/launcher=ray", *at)
         wait_until(lambda: len(workers(tmp_path)) == 2)
         cluster.kill_node()
-        assert sweep.wait(300) == 0, (tmp_path / "out.txt").read_text()
+        succeed(sweep, tmp_path)
     assert "for 2 workers" in (tmp_path / "out.txt").read_text()
     compare(tmp_path, reference, row, kills=1)

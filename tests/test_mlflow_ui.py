@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
 from browsers import watched
-from faults import end, small, stagetree, wait_until
+from sweeps import command, end, small, stagetree, wait_until
 
 GRID = ["optimizer=sgd,adam", "seed=1,2", "schedule.stages=[(2,1e-1),(1,1e-2)],[(2,1e-1),(1,1e-3)]"]
 
@@ -27,12 +26,10 @@ def address(tmp_path_factory, arrays):
     folder = tmp_path_factory.mktemp("ui")
     done = stagetree(folder, "sweep", *small(arrays), *GRID)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "stagetree", "ui", "--port", "0"]
+    said = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        ) as ui,
+        subprocess.Popen(command("ui", "--port", "0"), cwd=folder, stderr=log, **said) as ui,
     ):
         address = ui.stdout.readline().strip()
         wait_until(lambda: answers(address))

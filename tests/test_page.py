@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from browsers import violations, watched
-from faults import small, stagetree
 from PIL import Image
 from scipy.stats import chi2_contingency, ttest_ind
+from sweeps import small, stagetree
 
 from stagetree import page, report, stats, store
 from stagetree.data import DataInfo

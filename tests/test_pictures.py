@@ -1,23 +1,16 @@
 """`stagetree data` and `stagetree predict`: what people see of pictures."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from sweeps import stagetree
 
 from stagetree import checkpoint, data, pictures, store
 from stagetree.mistakes import InputError
 from stagetree.model import sequential
-
-
-def stagetree(folder, *words):
-    command = [sys.executable, "-m", "stagetree", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="module")

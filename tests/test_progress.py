@@ -5,11 +5,10 @@ import os
 import pty
 import re
 import subprocess
-import sys
 import termios
 
-import faults
 import pytest
+import sweeps
 from rich.console import Console
 
 from stagetree import progress
@@ -92,8 +91,8 @@ def test_who_attaches_later_measures_the_speed_from_then_on(display):
 
 
 def test_in_a_real_terminal_a_sweep_shows_the_tree_the_bar_and_the_leaders(tmp_path, arrays):
-    words = [*faults.small(arrays), "seed=0,1", "schedule.stages=[(40,0.1)],[(40,0.1),(3,0.01)]"]
-    said = in_terminal([sys.executable, "-m", "stagetree", "sweep", *words], tmp_path)
+    words = [*sweeps.small(arrays), "seed=0,1", "schedule.stages=[(40,0.1)],[(40,0.1),(3,0.01)]"]
+    said = in_terminal(sweeps.command("sweep", *words), tmp_path)
     for text in ("40 epochs at 0.1", "3 epochs at 0.01", "4 to train", "/86 epochs", "leading", "val/acc", "epochs/s"):
         assert text in said, said
     assert said.rstrip().endswith("stagetree ui  opens these runs in MLflow")

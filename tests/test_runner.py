@@ -1,50 +1,19 @@
 """A sweep as users launch it: real processes, Hydra's joblib launcher, a real MLflow store."""
 
-import csv
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from sweeps import events, rows, small, stagetree
 
 from stagetree import checkpoint
-from stagetree.events import EventReader
 
 GRID = [
     "model.hidden_sizes=[8],[6,5]", "optimizer=sgd,adam", "schedule.stages=[(2,1e-1),(1,1e-2)],[(2,1e-1),(1,1e-3)]",
     "seed=0,1",
 ]  # fmt: skip
-
-
-def stagetree(folder: Path, *words: str, **kwargs) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "stagetree", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300, **kwargs)
-
-
-def small(arrays: Path) -> list[str]:
-    """Overrides that choose the small data."""
-    return [
-        "dataset=npz", f"dataset.root={arrays.parent}", f"dataset.file={arrays.name}", "dataset.val_size=40",
-        "trainer.batch_size=16", "trainer.device=cpu", "trainer.workers=2",
-    ]  # fmt: skip
-
-
-def events(folder: Path) -> list[dict]:
-    """What all launches of all sweeps did."""
-    launches = sorted((folder / "mlruns/sweeps").glob("*/*/events"))
-    return [event for launch in launches for event in EventReader(launch).read()]
-
-
-def rows(folder: Path) -> list[dict]:
-    with open(folder / "leaderboard.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -188,22 +157,6 @@ def test_a_diverged_run_fails_alone_is_ranked_last_and_gives_exit_code_3(tmp_pat
     assert "1 of 2 runs failed" in done.stdout
 
 
-def test_a_killed_worker_loses_nothing(tmp_path, swept, arrays):
-    command = [sys.executable, "-m", "stagetree", "sweep", *small(arrays), *GRID[:2], GRID[3],
-               "schedule.stages=[(60,1e-1),(1,1e-2)],[(60,1e-1),(1,1e-3)]", "trainer.checkpoint_every_s=0"]  # fmt: skip
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            seen = events(tmp_path)
-            if sum(event["kind"] == "epoch" for event in seen) > 20:
-                break
-            time.sleep(0.05)
-        os.kill(next(event["pid"] for event in seen if event["kind"] == "unit"), signal.SIGKILL)
-        stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stdout + stderr
-    assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 16
-
-
 def test_a_single_run_is_trained_in_the_same_way(tmp_path, arrays):
     done = stagetree(tmp_path, "train", *small(arrays), "schedule.stages=[(2,1e-1)]")
     assert done.returncode == 0, done.stderr
@@ -213,46 +166,15 @@ def test_a_single_run_is_trained_in_the_same_way(tmp_path, arrays):
     assert len(rows(tmp_path)) == 1
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A real tracking server on loopback, with proxied artifacts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination", str(tmp_path / "served"), "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1",
-    ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    with subprocess.Popen(command, env=environment, **quiet) as process:
-        uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{uri}/health").close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield uri
-        os.killpg(process.pid, signal.SIGTERM)
-
-
-def test_a_tracking_server_takes_the_runs_and_yaml_the_notation_that_people_write(tmp_path, arrays, server):
+def test_yaml_takes_the_notation_that_people_write(tmp_path, arrays):
     own = tmp_path / "own" / "schedule"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("stages: [(2,1e-1),(1,1e-2)]\nreset_optimizer: true\n")
-    work = tmp_path / "work"
-    work.mkdir()
-    words = ["--config-dir", str(own.parent), "schedule=mine", "tracking=server", f"tracking.uri={server}", "seed=0,1"]
-    done = stagetree(work, "sweep", *words, *small(arrays))
+    done = stagetree(tmp_path, "train", "--config-dir", str(own.parent), "schedule=mine", *small(arrays))
     assert done.returncode == 0, done.stderr
-    assert "View run" not in done.stdout
-    assert [(row["status"], row["lrs"], row["epochs"]) for row in rows(work)] == [
-        ("finished", "[0.1, 0.01]", "[2, 1]"), ("finished", "[0.1, 0.01]", "[2, 1]"),
-    ]  # fmt: skip
-    assert len(list((tmp_path / "served").rglob("weights.safetensors"))) == 3  # of the best run once more, as a model
-    assert not (work / "mlruns" / "mlflow.db").exists()
+    assert [(row["status"], row["lrs"], row["epochs"]) for row in rows(tmp_path)] == [
+        ("finished", "[0.1, 0.01]", "[2, 1]")
+    ]
 
 
 def test_problems_of_the_data_are_told_before_anything_trains(tmp_path):

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import command, small, stagetree, trained
 from mlflow import MlflowClient
 from pandas import read_csv
 from pandas.testing import assert_frame_equal
 from servers import mlflow_server, object_store, postgres
+from sweeps import PATIENCE_S, command, small, stagetree, trained
 
 GRID = ["seed=0,1", "schedule.stages=[(2,5e-2),(1,1e-2)],[(2,5e-2),(1,1e-3)]"]
 
@@ -55,6 +55,7 @@ def test_a_sweep_is_recorded_alike_on_a_server_with_logins(tmp_path, arrays, ser
     expected = expected[expected["status"] == "finished"].reset_index(drop=True)
     assert_frame_equal(table(tmp_path), expected[table(tmp_path).columns], check_dtype=False)
     assert len(list(server.artifacts.rglob("weights.safetensors"))) == 5, "of the best run once more, as a model"
+    assert "View run" not in done.stdout, "MLflow's clients would say it of each"
     assert not (tmp_path / "mlruns/mlflow.db").exists()
 
 
@@ -81,7 +82,7 @@ def test_sweeps_of_several_people_at_once_lose_nothing(tmp_path, arrays, server,
         words = [*small(arrays), f"seed={2 * number},{2 * number + 1}", GRID[1], "hydra/launcher=basic"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command("sweep", *words, *at(server, "third")), cwd=folder, **quiet))
-    said = [process.communicate(timeout=300)[1] for process in started]
+    said = [process.communicate(timeout=PATIENCE_S)[1] for process in started]
     assert [process.returncode for process in started] == [0] * 3, said
     done = stagetree(tmp_path, "report", *at(server, "third"))
     assert done.returncode == 0, done.stderr

@@ -1,27 +1,20 @@
 """A second terminal looks at a sweep that a first one trains."""
 
 import subprocess
-import sys
-import time
 
 import pytest
-from faults import small
+from sweeps import PATIENCE_S, command, small, wait_until
 
 from stagetree.mistakes import InputError
 from stagetree.watch import watch
 
-PROGRAM = [sys.executable, "-m", "stagetree"]
-
 
 def test_a_second_terminal_follows_a_sweep_to_its_end(tmp_path, arrays):
     words = [*small(arrays), "seed=0,1,2,3", "schedule.stages=[(60,0.1)]"]
-    with subprocess.Popen([*PROGRAM, "sweep", *words, "--quiet"], cwd=tmp_path, stdout=subprocess.PIPE) as sweep:
-        until = time.monotonic() + 60
-        while not list(tmp_path.glob("mlruns/sweeps/*/*/sweep.json")):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        done = subprocess.run([*PROGRAM, "watch"], cwd=tmp_path, capture_output=True, text=True, check=True)
-        said, _ = sweep.communicate(timeout=60)
+    with subprocess.Popen(command("sweep", *words, "--quiet"), cwd=tmp_path, stdout=subprocess.PIPE) as sweep:
+        wait_until(lambda: list(tmp_path.glob("mlruns/sweeps/*/*/sweep.json")))
+        done = subprocess.run(command("watch"), cwd=tmp_path, capture_output=True, text=True, check=True)
+        said, _ = sweep.communicate(timeout=PATIENCE_S)
     assert sweep.returncode == 0
     assert said == b"", "quiet"
     lines = done.stderr.splitlines()
