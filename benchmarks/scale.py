@@ -28,8 +28,9 @@ from setting import setting
 from stagetree.data import DataInfo
 from stagetree.estimate import epoch_costs, makespan, unit_s
 from stagetree.events import EventLog, EventReader
+from stagetree.partition import cut_units, predecessors
 from stagetree.speed import Speed
-from stagetree.tree import Run, Stage, StageTree, canonical_json, cut_units, predecessors
+from stagetree.tree import Run, Stage, StageTree, canonical_json
 
 INFO = DataInfo("", "d", "mnist", (1, 28, 28), tuple("0123456789"), n_train=60_000, n_test=10_000, scale=255.0)
 SHAPE = canonical_json(

@@ -13,7 +13,7 @@ import stagetree
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
     {"mistakes", "tree", "model", "loss", "capture"},
-    {"claims", "notation"},
+    {"claims", "notation", "partition"},
     {"stopping", "devices"},
     {"words"},
     {"config"},
@@ -32,7 +32,8 @@ ROOMS = [
     {"compose", "engine", "ui", "watch"},
     {"cluster", "prepare"},
     {"launch"},
-    {"runner", "pictures"},
+    {"crew", "pictures"},
+    {"runner"},
     {"cli"},
     {"api"},
 ]

@@ -14,7 +14,8 @@ from sweeps import PATIENCE_S
 from stagetree import data
 from stagetree.engine import run_unit
 from stagetree.events import EventReader
-from stagetree.tree import StageTree, cut_units, predecessors
+from stagetree.partition import cut_units, predecessors
+from stagetree.tree import StageTree
 from stagetree.unit import Settings, write_unit
 
 WORKER = """

@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from stagetree.data import DataInfo, val_count
+from stagetree.partition import Unit, even_packs, predecessors
 from stagetree.speed import Speed
-from stagetree.tree import Node, StageTree, Unit, even_packs, predecessors
+from stagetree.tree import Node, StageTree
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""

@@ -17,8 +17,9 @@ from stagetree.describe import RunEntry, describe
 from stagetree.devices import resolve_device
 from stagetree.identity import to_run
 from stagetree.mistakes import InputError
+from stagetree.partition import Unit, cut_units, predecessors
 from stagetree.speed import Speed
-from stagetree.tree import Node, Run, StageTree, Unit, cut_units, predecessors
+from stagetree.tree import Node, Run, StageTree
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from stagetree import checkpoint
 from stagetree.claims import Claims, store_claims
 from stagetree.devices import use_device
 from stagetree.events import EventLog, EventReader
+from stagetree.partition import next_pack
 from stagetree.stopping import Stopped, Watch, training
 from stagetree.train import Trainer
-from stagetree.tree import Node, next_pack, path_to
+from stagetree.tree import Node, path_to
 from stagetree.unit import Settings, read_unit
 
 WAIT_S = 0.2
