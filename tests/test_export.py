@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sweeps import small, stagetree
 
-from stagetree import report, store
+from stagetree import ranking, store
 from stagetree.network import Network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory, arrays):
 @pytest.fixture(scope="module")
 def best(folder):
     frame = store.load(f"sqlite:///{folder}/mlruns/mlflow.db", "stagetree")
-    return frame.set_index("run_id").loc[report.rank(frame)["run_id"][0]]
+    return frame.set_index("run_id").loc[ranking.rank(frame)["run_id"][0]]
 
 
 @pytest.fixture(scope="module")

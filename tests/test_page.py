@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import chi2_contingency, ttest_ind
 from sweeps import small, stagetree
 
-from stagetree import page, report, stats, store
+from stagetree import page, ranking, stats, store
 from stagetree.data import DataInfo
 
 GRID = [
@@ -65,19 +65,19 @@ def cells(tab, name):
 
 
 def test_the_table_is_the_leaderboard(gathered, frame):
-    ranked = report.rank(frame)
+    ranked = ranking.rank(frame)
     columns = {one["name"]: one["values"] for one in gathered["runs"]["columns"]}
     assert columns["run_name"] == ranked["run_name"].tolist()
     assert columns["test_acc"] == pytest.approx(ranked["test_acc"].tolist(), rel=1e-7)
     over_seeds = {one["name"]: one["values"] for one in gathered["seeds"]["columns"]}
     assert over_seeds["n"] == [3] * 6
-    lines = report.aggregate(frame, "seed")
+    lines = ranking.aggregate(frame, "seed")
     assert over_seeds["val_acc_mean"] == pytest.approx(lines["val_acc_mean"].tolist(), rel=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # some lines have no spread
 def test_ties_are_those_of_scipys_tests(gathered, frame):
-    ranked = report.rank(frame)
+    ranked = ranking.rank(frame)
     right = (ranked["val_acc"] * 40).round().to_numpy()  # of 40 pictures
     tables = [[[right[0], 40 - right[0]], [k, 40 - k]] for k in right]
     p = [
@@ -85,7 +85,7 @@ def test_ties_are_those_of_scipys_tests(gathered, frame):
         for k, table in zip(right, tables, strict=True)
     ]
     assert gathered["runs"]["tied"] == stats.tied_with_first(np.array(p)).tolist()
-    lines = report.aggregate(frame, "seed")
+    lines = ranking.aggregate(frame, "seed")
     samples = [
         frame.loc[
             (frame["optimizer"] == line.optimizer) & (frame["lrs"] == line.lrs) & (frame["epochs"] == line.epochs),
@@ -106,7 +106,7 @@ def test_curves_are_those_of_mlflow(gathered, source):
     from mlflow import MlflowClient
 
     client = MlflowClient(source.uri)
-    ranked = report.rank(source.frame)
+    ranked = ranking.rank(source.frame)
     for place in (0, 17):
         run_id = ranked["run_id"][place]
         curve = gathered["curves"][place]
@@ -146,7 +146,7 @@ def test_settings_are_those_that_vary_with_what_they_explain(gathered):
 
 def test_the_best_runs_mistakes_are_counted(gathered, frame):
     best = gathered["best"]
-    ranked = report.rank(frame)
+    ranked = ranking.rank(frame)
     matrix = np.array(best["matrix"])
     assert best["run"] == ranked["run_name"][0]
     assert matrix.sum() == 50
@@ -162,7 +162,7 @@ def test_without_checkpoints_the_page_says_what_is_missing(source, tmp_path):
 
 
 def test_every_run_has_the_command_that_trains_it_alone(folder, gathered, frame):
-    ranked = report.rank(frame)
+    ranked = ranking.rank(frame)
     command = gathered["commands"][0]
     assert command.startswith("stagetree train ")
     done = stagetree(folder, *shlex.split(command)[1:], "output_dir=again")

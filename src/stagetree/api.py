@@ -90,7 +90,7 @@ def leaderboard(*overrides: str, config_dir: str | Path | None = None) -> "DataF
         InputError: nothing was recorded, or there is no such metric.
     """
     with composed(overrides, config_dir) as (_, _, jobs):
-        return runner.ranking(_only(jobs))[0]
+        return runner.rank_all(_only(jobs))[0]
 
 
 def _only(jobs: list[Job]) -> Config:

@@ -1,15 +1,12 @@
-"""Data sets as four arrays on disk that all workers map, identified by their content; splits and epoch orders."""
+"""Data sets as four arrays on disk that all workers map, identified by their content."""
 
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +15,6 @@ from stagetree.checkpoint import read_sealed, write_atomic, write_sealed
 from stagetree.config import Dataset
 from stagetree.mistakes import InputError
 from stagetree.tree import canonical_json
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -259,83 +252,7 @@ def _check_settings(dataset: Dataset, info: DataInfo) -> None:
         raise InputError(f"{info.notes[0]} (remove them, or set dataset.duplicates=warn)")
 
 
-# ---------------------------------------------------------------- split, order, pixels
-
-
 def val_count(n: int, val_size: int | float) -> int:
     """Pictures of `n` that are held out for validation."""
     # random_split floors each share and deals what is left over from the first, the training set, on
     return val_size if isinstance(val_size, int) else int(np.floor(n * val_size))
-
-
-def split(n: int, val_size: int | float, seed: int) -> tuple["Tensor", "Tensor"]:
-    """Choose training and validation members: int64 indices, as `torch.utils.data.random_split` does.
-
-    Args:
-        n: pictures to divide.
-        val_size: a count, or a fraction below 1; 0: all are for training, in the data's own order.
-        seed: of the generator.
-    """
-    import torch
-
-    if not val_size:
-        return torch.arange(n), torch.empty(0, dtype=torch.int64)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    n_train = n - val_count(n, val_size)
-    return order[:n_train], order[n_train:]
-
-
-def generator(seed: int, epoch: int, purpose: str, device: "torch.device | str" = "cpu") -> "torch.Generator":
-    """Make the generator of one epoch for one purpose: a function of its arguments, never a carried state."""
-    import torch
-
-    digest = hashlib.sha256(f"{purpose} {seed} {epoch}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def epoch_order(indices: "Tensor", *, seed: int, epoch: int, shuffle: bool) -> "Tensor":
-    """Put the training members into the order of one epoch, from `(seed, epoch)` alone.
-
-    Args:
-        indices: int64 `(n,)`.
-        seed: of the run.
-        epoch: counted from 0 over the whole schedule, not within a stage.
-        shuffle: `False` leaves them as they are.
-    """
-    import torch
-
-    if not shuffle:
-        return indices
-    order = torch.randperm(len(indices), generator=generator(seed, epoch, "order"))
-    return indices[order.to(indices.device)]
-
-
-def to_float(pixels: "Tensor", info: DataInfo, mean: Sequence[float], std: Sequence[float]) -> "Tensor":
-    """Scale and normalise: the bits of torchvision's `ToTensor` and `Normalize`.
-
-    Args:
-        pixels: `(..., in_features)`, channel by channel.
-        info: of their data set.
-        mean: for each channel, or one for all; empty: 0.
-        std: likewise; empty: 1.
-    """
-
-    x = pixels.float()
-    if info.scale != 1.0:
-        x = x.div_(info.scale)
-    if not mean and not std:
-        return x
-    by_channel = x.view(*x.shape[:-1], info.image_shape[0], -1)
-    if mean:
-        by_channel.sub_(_column(tuple(mean), x.device))
-    if std:
-        by_channel.div_(_column(tuple(std), x.device))
-    return x
-
-
-@cache
-def _column(values: tuple[float, ...], device: "torch.device") -> "Tensor":
-    # kept: a copy to the device in each step would wait for it
-    import torch
-
-    return torch.tensor(values, device=device)[:, None]

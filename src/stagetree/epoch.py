@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stagetree import data
+from stagetree import data, sampling
 from stagetree.capture import Replayed, record_cuda
 from stagetree.loss import loss_gradient, loss_sums
 from stagetree.mistakes import InputError
@@ -35,7 +35,7 @@ class Split:
         arrays = data.load(folder, spec["data"])
         parts = (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels)
         tensors = [torch.from_numpy(array).to(spec["device"]) for array in parts]
-        members = data.split(arrays.info.n_train, spec["val_size"], spec["val_seed"])
+        members = sampling.split(arrays.info.n_train, spec["val_size"], spec["val_seed"])
         return cls(arrays.info, *tensors, *(indices.to(spec["device"]) for indices in members))
 
     def batch(self, rows: Tensor, spec: Mapping, *, test: bool = False) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ class Split:
         images, labels = (self.test_images, self.test_labels) if test else (self.train_images, self.train_labels)
         flat = rows.reshape(-1)
         pixels = images.index_select(0, flat).view(*rows.shape, -1)
-        return data.to_float(pixels, self.info, spec["mean"], spec["std"]), labels[flat].view(rows.shape)
+        return sampling.to_float(pixels, self.info, spec["mean"], spec["std"]), labels[flat].view(rows.shape)
 
 
 class _Sums:
@@ -169,10 +169,10 @@ class Training:
             check: called before each minibatch; what it raises ends training there.
         """
         keys = [(seed, first + epoch) for seed, first in self._keys]
-        generators = [data.generator(*key, "dropout", self._device) for key in keys]
+        generators = [sampling.generator(*key, "dropout", self._device) for key in keys]
         generators = [generators[member] for member in self._members]
         orders = torch.stack([
-            data.epoch_order(self._split.train, seed=seed, epoch=number, shuffle=self._spec["shuffle"])
+            sampling.epoch_order(self._split.train, seed=seed, epoch=number, shuffle=self._spec["shuffle"])
             for seed, number in keys[: len(self._orders)]
         ])  # fmt: skip
         with self._own_stream():

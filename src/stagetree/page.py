@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
-from stagetree import data, history, report, stats, store
+from stagetree import data, history, ranking, report, stats, store
 from stagetree.checkpoint import write_atomic
 from stagetree.mistakes import InputError
 from stagetree.network import Mistake, Network, confusion
@@ -41,7 +41,7 @@ class Source:
     output_dir: Path
     """Of the checkpoints and the prepared data, for the best run's mistakes."""
     metric: str | None = None
-    """As for `report.rank`."""
+    """As for `ranking.rank`."""
     command: str = ""
     """What was typed; empty: all runs of the experiment."""
 
@@ -50,7 +50,7 @@ def write_page(source: Source, path: Path) -> None:
     """Write the page.
 
     Raises:
-        InputError: the file cannot be written, or as `report.rank`.
+        InputError: the file cannot be written, or as `ranking.rank`.
     """
     folder = resources.files("stagetree") / "assets"
     page = (folder / "leaderboard.html").read_text("utf-8")
@@ -90,10 +90,10 @@ def gather(source: Source) -> dict[str, Any]:
     """Collect all that the page shows as plain values; what each part is, its function says.
 
     Raises:
-        InputError: as `report.rank`.
+        InputError: as `ranking.rank`.
     """
     frame = source.frame.drop_duplicates("run_id")
-    ranked = report.rank(frame, source.metric)
+    ranked = ranking.rank(frame, source.metric)
     metric = ranked.attrs["metric"]
     known = frame.set_index("run_id").loc[ranked["run_id"]]
     most = MOST_CURVES if store.is_sql(source.uri) else MOST_CURVES_OF_SERVER
@@ -177,7 +177,7 @@ def _over_seeds(frame: DataFrame, metric: str) -> dict[str, Any] | None:
     finished = frame[frame["status"] == "finished"]
     if finished["seed"].nunique() < 2:
         return None
-    lines = report.aggregate(frame, "seed", metric)
+    lines = ranking.aggregate(frame, "seed", metric)
     tied = Series(False, index=lines.index)
     mean, std, n = (lines[f"{metric}_{name}"] for name in ("mean", "std", "n"))
     compared = lines.index[lines["rank"].notna() & (n >= 2)]

@@ -8,7 +8,7 @@ from pandas import DataFrame, Series
 from rich.console import Console
 from rich.table import Table
 
-from stagetree import data, datasets, report, store
+from stagetree import data, datasets, ranking, sampling, store
 from stagetree.checkpoint import write_atomic
 from stagetree.config import Config
 from stagetree.data import Arrays, DataInfo
@@ -33,7 +33,7 @@ def describe_data(config: Config, console: Console) -> None:
     """
     info = data.prepare(config.dataset, Path(config.output_dir))
     arrays = data.load(Path(info.folder), info.digest)
-    n_train, n_val = map(len, data.split(info.n_train, config.dataset.val_size, config.dataset.val_seed))
+    n_train, n_val = map(len, sampling.split(info.n_train, config.dataset.val_size, config.dataset.val_seed))
     shape = "x".join(map(str, info.image_shape))
     console.print(f"{info.name}  digest {info.digest[:16]}  {shape} (channels x height x width)", highlight=False)
     console.print(f"train {n_train:,}  val {n_val:,}  test {info.n_test:,}", highlight=False)
@@ -115,14 +115,14 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: st
     Args:
         frame: from `store.load`.
         name: of the run.
-        metric: for `best`, as for `report.rank`.
+        metric: for `best`, as for `ranking.rank`.
         setting: that gave the name.
 
     Raises:
         InputError: none or several fit, or it is not finished.
     """
     if name == "best":
-        found = report.rank(frame[frame["status"] == "finished"], metric).head(1)
+        found = ranking.rank(frame[frame["status"] == "finished"], metric).head(1)
         found = frame[frame["run_id"].isin(found["run_id"])]
     else:
         by_id = frame["run_id"].str.startswith(name) & (len(name) >= 4)

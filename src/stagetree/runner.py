@@ -118,15 +118,15 @@ def _outcome(
             "The results are kept; run the same command again to record them."
         )
         return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)
-    from stagetree import report, store
+    from stagetree import ranking, report, store
 
     experiment = store.load(config.store_uri, config.tracking.experiment)
     frame = experiment[experiment["uid"].isin(planned.runs)]
-    ranked = report.rank(frame, config.report.metric)
+    ranked = ranking.rank(frame, config.report.metric)
     files = _write(config, ranked, frame, command) if several else []
     best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
     note = f"`{command}`\n\n{report.summary(ranked)}\n\n{report.to_markdown(ranked, NOTED)}"
-    _publish(planned, best, note, files, report.useful_columns(experiment))
+    _publish(planned, best, note, files, ranking.useful_columns(experiment))
     lines = []
     if not config.quiet:
         report.show(ranked, config.report.top, Console(), files[0] if files else None)
@@ -181,18 +181,18 @@ def leaderboard(config: Config) -> None:
     """Rank all runs of the experiment, print the top and write the files."""
     from stagetree import report
 
-    ranked, frame = ranking(config)
+    ranked, frame = rank_all(config)
     files = _write(config, ranked, frame)
     report.show(ranked, config.report.top, Console(), files[0])
     for page in files[1:]:
         print(f"{page}  shows this with curves, settings and mistakes, in any browser")
 
 
-def ranking(config: Config) -> "tuple[DataFrame, DataFrame]":
+def rank_all(config: Config) -> "tuple[DataFrame, DataFrame]":
     """Rank all runs of the experiment: the leaderboard, and what it was made from."""
-    from stagetree import report, store
+    from stagetree import ranking, store
 
     frame = store.load(config.store_uri, config.tracking.experiment)
     if config.report.group_by:
-        return report.aggregate(frame, config.report.group_by, config.report.metric), frame
-    return report.rank(frame, config.report.metric), frame
+        return ranking.aggregate(frame, config.report.group_by, config.report.metric), frame
+    return ranking.rank(frame, config.report.metric), frame
