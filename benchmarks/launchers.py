@@ -1,6 +1,6 @@
 """What a unit costs under each launcher beside training it: the same trivial runs in many units and in few.
 
-    PYTHONPATH=tests python benchmarks/launchers.py               # SLURM is installed and started, with two CPUs
+    PYTHONPATH=tests python benchmarks/launchers.py               # SLURM is installed and started, with two nodes
     PYTHONPATH=tests python benchmarks/launchers.py joblib ray
 
 Two workers each, one for `basic`. Timed is the launch alone, without Hydra's and MLflow's start.
@@ -77,7 +77,7 @@ def main() -> None:
         if "submitit_slurm" in arguments.launchers:
             from clusters import slurm_cluster
 
-            stack.enter_context(slurm_cluster())
+            stack.enter_context(slurm_cluster(nodes=2))
         for name in arguments.launchers:
             few = [wall(name, FEW) for _ in range(REPEATS)]
             costs = [(wall(name, MANY) - statistics.median(few)) / (MANY - FEW) for _ in range(REPEATS)]

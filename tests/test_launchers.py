@@ -30,7 +30,7 @@ def quiet_ray():
 def slurm():
     if os.getuid() != 0:
         pytest.skip("SLURM's daemons are started by root")
-    with slurm_cluster() as cluster:
+    with slurm_cluster(nodes=2) as cluster:
         yield cluster
 
 
@@ -178,6 +178,20 @@ def test_ray_that_is_not_there_is_told_with_what_brings_it(tmp_path, arrays):
     done = stagetree(tmp_path, "sweep", *small(arrays), "seed=0,1", "hydra/launcher=ray", env=environment)
     assert done.returncode == 1
     assert done.stderr == "hydra/launcher=ray: Ray is not installed (pip install 'stagetree[ray]')\n"
+
+
+def test_slurm_on_two_nodes_of_which_one_dies(slurm, tmp_path, arrays, reference, tally):
+    """SLURM starts what was there again, on the node that is left."""
+    row = tally("submitit_slurm: a node dies")
+    row.injected += 1
+    sweep = start(tmp_path, "sweep", *small(arrays), *GRID, "hydra/launcher=submitit_slurm")
+    wait_until(lambda: len(workers(tmp_path)) == 2)
+    slurm.kill_node("n1")
+    succeed(sweep, tmp_path)
+    assert "launcher:" not in (tmp_path / "out.txt").read_text()
+    compare(tmp_path, reference, row, kills=1)
+    slurm.start_node("n1")
+    wait_until(slurm.is_idle)
 
 
 def test_ray_on_two_nodes_of_which_one_dies(tmp_path, arrays, reference, tally):
