@@ -12,7 +12,7 @@ import stagetree
 
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
-    {"mistakes", "tree", "model", "loss", "capture"},
+    {"mistakes", "tree", "model", "loss", "capture", "threads"},
     {"claims", "notation", "partition"},
     {"stopping", "devices"},
     {"words"},
@@ -27,7 +27,7 @@ ROOMS = [
     {"walk"},
     {"store", "stats", "progress", "curves", "connect"},
     {"ranking", "publish", "history", "migrate"},
-    {"report"},
+    {"report", "recording"},
     {"tracking", "page"},
     {"tail"},
     {"compose", "engine", "ui", "watch"},

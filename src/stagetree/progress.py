@@ -28,7 +28,7 @@ class ProgressDisplay:
     def __init__(self, *, epochs: int, names: Mapping[str, str], quiet: bool = False):
         self.console = Console(stderr=True)
         self._names, self._epochs, self._quiet = names, epochs, quiet
-        self._done = self._failed = 0
+        self._done = self._failed = self._backlog = 0
         self._runs: set[str] = set()
         self._training: set[str] = set()
         self._figures: dict[str, tuple[str, float, int]] = {}
@@ -86,6 +86,11 @@ class ProgressDisplay:
         """Print what is worth knowing and no failure."""
         self.console.print(text, style="yellow", markup=False, highlight=False)
 
+    def recording(self, backlog: int) -> None:
+        """Show how many runs wait to be written to MLflow, when training is over."""
+        self._backlog = backlog
+        self.refresh()
+
     def refresh(self) -> None:
         """Show what is new; on a terminal at once, elsewhere a line now and then."""
         now = time.monotonic()
@@ -112,6 +117,7 @@ class ProgressDisplay:
         words = [f"{len(self._runs)}/{len(self._names)} runs done"]
         words += [f"{len(self._training)} training"] if self._training else []
         words += [f"{self._failed} failed"] if self._failed else []
+        words += [f"{self._backlog} to record"] if self._backlog else []
         return ", ".join(words)
 
     def _pace(self) -> str:

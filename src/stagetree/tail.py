@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stagetree.tracking import Tracker
 
 POLL_S = 0.5
+DRAIN_S = 0.05
 HURRY_S = 0.3
 """For MLflow when everything must end at once; what is not written is made good at the next start."""
 
@@ -90,12 +91,26 @@ class Tail:
         if self._in_time < float("inf"):
             self._track(lambda tracker: tracker.leave(self._in_time))
             return
+        self._drain()
         if self.tracking_error is not None:
             self.tracking_error = None
             self._track(lambda _: self._reconnect())
+        self._track(lambda tracker: tracker.catch_up())
+        self._drain()
         self._track(lambda tracker: tracker.close())
 
+    def _drain(self) -> None:
+        """Wait for what is on its way to MLflow."""
+        while True:
+            self._track(lambda tracker: tracker.flush())
+            if self.tracking_error is not None or not self._tracker.backlog:
+                break
+            self._progress.recording(self._tracker.backlog)
+            time.sleep(DRAIN_S)
+
     def _reconnect(self) -> None:
+        if self._tracker is not None:
+            self._tracker.abandon()
         self._tracker = self._new_tracker()
         for event in EventReader(self._events, on_damage=lambda _: None).read():
             self._tracker.on_event(event)

@@ -1,0 +1,51 @@
+"""Calls that wait for answers, several at a time, and that nobody waits for when everything must end at once."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Threads:
+    """Makes calls in threads of its own, in the order in which they were submitted.
+
+    As `concurrent.futures.ThreadPoolExecutor`, which however holds up the end of the process until its last call has
+    returned: with a server that is gone, for minutes.
+
+    Args:
+        count: calls that are under way at a time.
+    """
+
+    def __init__(self, count: int):
+        self._calls: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._count = count
+        for _ in range(count):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def submit(self, call: Callable[[], Any]) -> Future:
+        """Have a call made soon."""
+        future: Future = Future()
+        self._calls.put((future, call))
+        return future
+
+    def cancel(self) -> None:
+        """Drop the calls that were not begun."""
+        with contextlib.suppress(queue.Empty):
+            while waiting := self._calls.get_nowait():
+                waiting[0].cancel()
+
+    def close(self) -> None:
+        """End the threads, once all calls were made."""
+        for _ in range(self._count):
+            self._calls.put(None)
+
+    def _work(self) -> None:
+        while waiting := self._calls.get():
+            future, call = waiting
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
