@@ -4,26 +4,28 @@
     python benchmarks/team.py 10 4       # 10 of 4
 
 PostgreSQL and the server run on this machine too, and share its cores with the sweeps. What the server holds afterwards
-is compared with what the checkpoints say. Then one process alone records the same runs again, from its checkpoints, to
-the server and to a SQLite file: what a run costs the writer.
+is compared with what the checkpoints say. Then one process, and several at once, record finished runs from their
+checkpoints, into each kind of store: how many runs a second it takes.
 """
 
 import argparse
+import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from servers import Server, mlflow_server, postgres
-from setting import setting
+from setting import figure, setting
 
 PROGRAM = [sys.executable, "-m", "stagetree"]
 STAGES = [f"[(3,{a}),(2,{b})]" for a in ("5e-2", "2e-2") for b in ("2e-2", "1e-2", "5e-3", "1e-3")]
-ALONE = 30
-"""Runs that one process records."""
+WRITERS, EACH = (1, 4), 30
+"""Processes that record at once, and runs of each."""
 
 
 def words(seeds: str, n_runs: int) -> list[str]:
@@ -93,29 +95,88 @@ def load(server: Server, scratch: Path, sweeps: int, n_runs: int) -> None:
     )
 
 
-def alone(server: Server, scratch: Path) -> None:
-    """One writer: the same finished runs to a new experiment of each store, less the command with nothing to write."""
-    folder = scratch / "alone"
+def train(folder: Path) -> None:
     folder.mkdir()
-    grid = words(",".join(map(str, range(ALONE))), 1)
+    everyone = words(",".join(map(str, range(EACH * max(WRITERS)))), 1)
+    subprocess.run([*PROGRAM, "sweep", *everyone], cwd=folder, check=True)
 
-    def wall(*more: str) -> float:
-        started = time.perf_counter()
-        subprocess.run([*PROGRAM, "sweep", *grid, *more], cwd=folder, check=True)
-        return time.perf_counter() - started
 
-    wall()
-    costs: dict[str, list[float]] = {"PostgreSQL behind the server": [], "SQLite": []}
-    for repeat in range(3):
-        for name, store in (("PostgreSQL behind the server", lambda e: at(server, e)),
-                            ("SQLite", lambda e: [f"tracking.experiment={e}"])):  # fmt: skip
-            first, again = (wall(*store(f"alone{repeat}")) for _ in range(2))
-            costs[name].append((first - again) / ALONE * 1000)
-    for name, values in costs.items():
-        print(
-            f"{name}: {statistics.median(values):.0f} ms a run ({min(values):.0f} to {max(values):.0f}), n = 3 of "
-            f"{ALONE} runs, 5 epochs each"
-        )
+def write(number: int, folder: Path, at_once: int, where: list[str], barrier, durations) -> None:
+    """Record finished runs of a sweep of one's own, from their checkpoints: what the end of a sweep does."""
+    from stagetree import api, prepare, tracking
+
+    os.chdir(folder)
+    tracking.AT_ONCE = at_once
+    seeds = ",".join(map(str, range(number * EACH, (number + 1) * EACH)))
+    with api.composed([*words(seeds, 1), *where], None) as (_, _, jobs):
+        plan = prepare.plan(jobs, workers=1)
+    config = plan.config
+
+    def record(sweep_id: str, runs: tuple) -> None:
+        tracking.Tracker(
+            uri=config.store_uri, experiment=config.tracking.experiment, output_dir=Path(config.output_dir),
+            sweep_id=sweep_id, launch="benchmark", command="benchmark", runs=runs, begun={},
+        ).close()  # fmt: skip
+
+    record(f"nothing {number}", ())  # imports, the database's schema and the experiment are not what is measured
+    barrier.wait()
+    started = time.perf_counter()
+    record(plan.sweep_id, plan.entries)
+    durations.put(time.perf_counter() - started)
+
+
+def rate(folder: Path, writers: int, at_once: int, where: Callable[[int], list[str]]) -> float:
+    """Runs a second of several writers at once."""
+    context = multiprocessing.get_context("spawn")
+    barrier, durations = context.Barrier(writers), context.Queue()
+    processes = [
+        context.Process(target=write, args=(number, folder, at_once, where(number), barrier, durations))
+        for number in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    slowest = max(durations.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return writers * EACH / slowest
+
+
+def rates(server: Server, database: str, scratch: Path) -> None:
+    folder = scratch / "finished"
+    train(folder)
+    fresh = (f"new{number}" for number in count())
+
+    def at_server(apart: bool) -> Callable[[int], list[str]]:
+        name = next(fresh)
+        return lambda number: at(server, f"{name}.{number}" if apart else name)
+
+    def at_database(uri: str) -> Callable[[int], list[str]]:
+        name = next(fresh)
+        uri = uri.format(name)
+        return lambda _: [f"tracking.uri={uri}", f"tracking.experiment={name}"]
+
+    ways: dict[str, tuple[int, Callable[[], Callable[[int], list[str]]]]] = {
+        "SQLite": (1, lambda: at_database(f"sqlite:///{scratch}/{{}}.db")),
+        "PostgreSQL, a run at a time": (1, lambda: at_database(database)),
+        "PostgreSQL": (tracking_at_once(), lambda: at_database(database)),
+        "server on PostgreSQL, a run at a time": (1, lambda: at_server(False)),
+        "server on PostgreSQL": (tracking_at_once(), lambda: at_server(False)),
+        "the same, an experiment each": (tracking_at_once(), lambda: at_server(True)),
+    }
+    measured: dict[tuple[str, int], list[float]] = {}
+    for _ in range(3):
+        for writers in WRITERS:
+            for name, (at_once, where) in ways.items():
+                measured.setdefault((name, writers), []).append(rate(folder, writers, at_once, where()))
+    print(f"runs a second into a new experiment, {EACH} runs of 5 epochs each writer, n = 3")
+    for (name, writers), values in measured.items():
+        print(f"{name:40} {writers} writer{'s' * (writers > 1):1}  {figure(values)}", flush=True)
+
+
+def tracking_at_once() -> int:
+    from stagetree.tracking import AT_ONCE
+
+    return AT_ONCE
 
 
 def main() -> None:
@@ -123,6 +184,7 @@ def main() -> None:
     parser.add_argument("sweeps", nargs="?", type=int, default=30)
     parser.add_argument("runs", nargs="?", type=int, default=8)
     parser.add_argument("--server-workers", type=int, default=2)
+    parser.add_argument("--only-rates", action="store_true", help="without the sweeps at once")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -132,8 +194,9 @@ def main() -> None:
         ):
             server.add_user("ana")
             os.environ.update(server.login("ana"))
-            load(server, scratch, arguments.sweeps, arguments.runs)
-            alone(server, scratch)
+            if not arguments.only_rates:
+                load(server, scratch, arguments.sweeps, arguments.runs)
+            rates(server, database, scratch)
     print(setting("mlflow", "psycopg", "torch"))
 
 

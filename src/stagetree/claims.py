@@ -46,9 +46,8 @@ class Claims:
         """Whether no process holds a name, this one included."""
         if name in self._held:
             return False
-        free = self._lock(
-            name, fcntl.LOCK_SH | fcntl.LOCK_NB
-        )  # shared: two processes that ask at once do not see each other
+        # shared, so that two processes that ask at once do not see each other
+        free = self._lock(name, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if free:
             self._lock(name, fcntl.LOCK_UN)
         return free

@@ -149,6 +149,7 @@ class RunWriter:
     def _describe(self) -> None:
         """Write params and the data set's digest; writing them again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.exceptions import MlflowException
 
         entry = self.entry
         params = [Param(key, str(value)) for key, value in entry.params.items()]
@@ -163,7 +164,10 @@ class RunWriter:
                 [InputTag("mlflow.data.context", "training")],
             )
         ]  # fmt: skip
-        self._client.log_inputs(self.run_id, inputs)
+        try:
+            self._client.log_inputs(self.run_id, inputs)
+        except MlflowException:  # two were the first to tell of this data set, and MLflow made an entry for one of them
+            self._client.log_inputs(self.run_id, inputs)
 
     def _write(
         self, epochs: Mapping[int, Mapping[str, float]], *, final: Mapping[str, float] | None = None,

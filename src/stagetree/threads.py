@@ -35,6 +35,7 @@ class Threads:
         with contextlib.suppress(queue.Empty):
             while waiting := self._calls.get_nowait():
                 waiting[0].cancel()
+                waiting[0].set_running_or_notify_cancel()  # without, `wait` would wait for it
 
     def close(self) -> None:
         """End the threads, once all calls were made."""
