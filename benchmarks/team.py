@@ -157,8 +157,7 @@ def rates(server: Server, database: str, scratch: Path) -> None:
 
     ways: dict[str, tuple[int, Callable[[], Callable[[int], list[str]]]]] = {
         "SQLite": (1, lambda: at_database(f"sqlite:///{scratch}/{{}}.db")),
-        "PostgreSQL, a run at a time": (1, lambda: at_database(database)),
-        "PostgreSQL": (tracking_at_once(), lambda: at_database(database)),
+        "PostgreSQL": (1, lambda: at_database(database)),
         "server on PostgreSQL, a run at a time": (1, lambda: at_server(False)),
         "server on PostgreSQL": (tracking_at_once(), lambda: at_server(False)),
         "the same, an experiment each": (tracking_at_once(), lambda: at_server(True)),

@@ -54,7 +54,12 @@ def connect(uri: str) -> "MlflowClient":
 
 def default_artifacts(uri: str, output_dir: Path) -> str | None:
     """Where a new experiment's artifacts go: a server has a place for them, a database has none."""
-    return None if uri.startswith(("http:", "https:")) else str(output_dir / "artifacts")
+    return None if is_server(uri) else str(output_dir / "artifacts")
+
+
+def is_server(uri: str) -> bool:
+    """Whether MLflow's server is between us and the database."""
+    return uri.startswith(("http:", "https:"))
 
 
 def experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from stagetree import checkpoint
 from stagetree.claims import store_claims
-from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep
+from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server
 from stagetree.describe import RunEntry
 from stagetree.recording import LONGEST_TAG, Destination, RunWriter
 from stagetree.threads import Threads
@@ -29,7 +29,8 @@ SHARE_OF_TIME = 0.03
 """Most of its time that a thread may spend on live metrics: they wait longer where the store is slow."""
 
 AT_ONCE = 8
-"""Runs written at a time: a run is ten requests, and each waits for its answer. SQLite takes one writer."""
+"""Runs written to a server at a time: a run is ten requests, each of which waits for its answer. A database is quicker
+with one: what takes the time there is our own work."""
 
 
 class Tracker:
@@ -75,7 +76,7 @@ class Tracker:
         for writer in self._runs.values():
             for uid in writer.entry.path:
                 self._below.setdefault(uid, []).append(writer)
-        self._threads = Threads(1 if uri.startswith("sqlite:") else AT_ONCE)
+        self._threads = Threads(AT_ONCE if is_server(uri) else 1)
         self._calls: list[Future] = []
         self._live: list[Future[float]] = []
         self._live_began = 0.0
