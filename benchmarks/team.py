@@ -22,6 +22,8 @@ from pathlib import Path
 from servers import Server, mlflow_server, postgres
 from setting import figure, setting
 
+from stagetree.tail import AT_ONCE
+
 PROGRAM = [sys.executable, "-m", "stagetree"]
 STAGES = [f"[(3,{a}),(2,{b})]" for a in ("5e-2", "2e-2") for b in ("2e-2", "1e-2", "5e-3", "1e-3")]
 WRITERS, EACH = (1, 4), 30
@@ -106,7 +108,6 @@ def write(number: int, folder: Path, at_once: int, where: list[str], barrier, du
     from stagetree import api, prepare, tracking
 
     os.chdir(folder)
-    tracking.AT_ONCE = at_once
     seeds = ",".join(map(str, range(number * EACH, (number + 1) * EACH)))
     with api.composed([*words(seeds, 1), *where], None) as (_, _, jobs):
         plan = prepare.plan(jobs, workers=1)
@@ -115,7 +116,7 @@ def write(number: int, folder: Path, at_once: int, where: list[str], barrier, du
     def record(sweep_id: str, runs: tuple) -> None:
         tracking.Tracker(
             uri=config.store_uri, experiment=config.tracking.experiment, output_dir=Path(config.output_dir),
-            sweep_id=sweep_id, launch="benchmark", command="benchmark", runs=runs, begun={},
+            sweep_id=sweep_id, launch="benchmark", command="benchmark", runs=runs, begun={}, at_once=at_once,
         ).close()  # fmt: skip
 
     record(f"nothing {number}", ())  # imports, the database's schema and the experiment are not what is measured
@@ -159,8 +160,8 @@ def rates(server: Server, database: str, scratch: Path) -> None:
         "SQLite": (1, lambda: at_database(f"sqlite:///{scratch}/{{}}.db")),
         "PostgreSQL": (1, lambda: at_database(database)),
         "server on PostgreSQL, a run at a time": (1, lambda: at_server(False)),
-        "server on PostgreSQL": (tracking_at_once(), lambda: at_server(False)),
-        "the same, an experiment each": (tracking_at_once(), lambda: at_server(True)),
+        "server on PostgreSQL": (AT_ONCE, lambda: at_server(False)),
+        "the same, an experiment each": (AT_ONCE, lambda: at_server(True)),
     }
     measured: dict[tuple[str, int], list[float]] = {}
     for _ in range(3):
@@ -170,12 +171,6 @@ def rates(server: Server, database: str, scratch: Path) -> None:
     print(f"runs a second into a new experiment, {EACH} runs of 5 epochs each writer, n = 3")
     for (name, writers), values in measured.items():
         print(f"{name:40} {writers} writer{'s' * (writers > 1):1}  {figure(values)}", flush=True)
-
-
-def tracking_at_once() -> int:
-    from stagetree.tracking import AT_ONCE
-
-    return AT_ONCE
 
 
 def main() -> None:

@@ -134,7 +134,7 @@ def test_database(tmp_path, damage, times, tally, request):
     path = tmp_path / "mlflow.db"
     uri = f"sqlite:///{path}"
 
-    def new_tracker():
+    def new_tracker(at_once=1):
         return Tracker(
             uri=uri, experiment="e", output_dir=tmp_path, sweep_id="s", launch="l", command="c", runs=(), begun={}
         )  # fmt: skip

@@ -118,7 +118,7 @@ def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
     """The first connection breaks half way; everything is replayed from the logs at the end."""
     attempts = []
 
-    def new_tracker():
+    def new_tracker(at_once):
         tracker = recorded.tracker()
         attempts.append(tracker)
         if len(attempts) == 1:
@@ -144,7 +144,7 @@ def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
 
 
 def test_an_outage_that_lasts_is_told_and_nothing_raises(recorded):
-    def broken():
+    def broken(at_once):
         raise ConnectionError("no store")
 
     folder = recorded.bench.output_dir / "launch1" / "events"

@@ -79,11 +79,11 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
     since = folder.stat().st_mtime if config.trainer.fresh else 0.0
     begun: dict[str, str] = {}
 
-    def new_tracker():
+    def new_tracker(at_once: int) -> Tracker:
         return Tracker(
             uri=config.store_uri, experiment=tracking.experiment, output_dir=output_dir, sweep_id=planned.sweep_id,
             launch=folder.name, command=shlex.join(command), runs=planned.entries, begun=begun,
-            since=since, artifacts=tracking.artifacts,
+            since=since, artifacts=tracking.artifacts, at_once=at_once,
         )  # fmt: skip
 
     progress = ProgressDisplay(epochs=planned.tree.epochs, names=names, quiet=config.quiet)

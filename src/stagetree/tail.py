@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 DRAIN_S = 0.05
+AT_ONCE = 4
+"""Runs written to a server at a time, since a run is ten requests, and each waits for its answer. MLflow's server gives
+up requests when its connections to the database run out, 15 a process: many sweeps at once may bring it there."""
 HURRY_S = 0.3
 """For MLflow when everything must end at once; what is not written is made good at the next start."""
 
@@ -27,10 +30,11 @@ class Tail:
     Args:
         events: folder of the logs.
         progress: shows what happens.
-        new_tracker: connects to MLflow. Called in the thread, as importing MLflow takes seconds.
+        new_tracker: connects to MLflow, to write so many runs at a time. Called in the thread, as importing MLflow
+            takes seconds.
     """
 
-    def __init__(self, events: Path, progress: ProgressDisplay, new_tracker: Callable[[], "Tracker"]):
+    def __init__(self, events: Path, progress: ProgressDisplay, new_tracker: Callable[[int], "Tracker"]):
         self._events = events
         self._progress = progress
         self._new_tracker = new_tracker
@@ -58,7 +62,7 @@ class Tail:
     def _follow(self) -> None:
         reader = EventReader(self._events, on_damage=lambda error: self._progress.note(str(error)))
         try:
-            self._tracker = self._new_tracker()
+            self._tracker = self._new_tracker(AT_ONCE)
         except Exception as error:
             self.tracking_error = error
         while True:
@@ -111,7 +115,7 @@ class Tail:
     def _reconnect(self) -> None:
         if self._tracker is not None:
             self._tracker.abandon()
-        self._tracker = self._new_tracker()
+        self._tracker = self._new_tracker(1)  # patiently
         for event in EventReader(self._events, on_damage=lambda _: None).read():
             self._tracker.on_event(event)
 

@@ -28,10 +28,6 @@ OTHERS_S = 30.0
 SHARE_OF_TIME = 0.03
 """Most of its time that a thread may spend on live metrics: they wait longer where the store is slow."""
 
-AT_ONCE = 8
-"""Runs written to a server at a time: a run is ten requests, each of which waits for its answer. A database is quicker
-with one: what takes the time there is our own work."""
-
 
 class Tracker:
     """Writes one sweep's runs to MLflow.
@@ -50,11 +46,14 @@ class Tracker:
         since: states written before do not count: their runs are recorded anew, and supersede the older ones once they
             are finished. A file's time in seconds.
         artifacts: where those of a new experiment go; `None`: into `output_dir`, or where a server puts them.
+        at_once: runs written at a time to a server. A database is quicker with one: there, what takes the time is our
+            own work.
     """
 
     def __init__(
         self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str, launch: str, command: str,
         runs: Sequence[RunEntry], begun: dict[str, str], since: float = 0.0, artifacts: str | None = None,
+        at_once: int = 1,
     ):  # fmt: skip
         self._uri, self._experiment_name, self._sweep_id = uri, experiment, sweep_id
         self._client = connect(uri)
@@ -76,7 +75,7 @@ class Tracker:
         for writer in self._runs.values():
             for uid in writer.entry.path:
                 self._below.setdefault(uid, []).append(writer)
-        self._threads = Threads(AT_ONCE if is_server(uri) else 1)
+        self._threads = Threads(at_once if is_server(uri) else 1)
         self._calls: list[Future] = []
         self._live: list[Future[float]] = []
         self._live_began = 0.0
