@@ -188,8 +188,10 @@ class Tracker:
             self._claims.release(self._claim("run", run.entry.uid))
 
     def _raise_errors(self) -> None:
-        over = [call for call in self._calls if call.done()]
-        self._calls = [call for call in self._calls if not call.done()]
+        calls, self._calls = self._calls, []
+        over = []
+        for call in calls:
+            (over if call.done() else self._calls).append(call)
         for call in over:
             call.result()
 
