@@ -71,6 +71,14 @@ def test_a_terminal_shows_a_bar_and_the_leaders(display):
     assert "81.00%" in second
 
 
+def test_what_waits_to_be_recorded_is_counted_when_training_is_over(display):
+    shown = display()
+    shown.recording(40)
+    assert shown.status() == "0/3 runs done, 40 to record"
+    shown.recording(0)
+    assert shown.status() == "0/3 runs done"
+
+
 def test_quiet_tells_of_failures_alone(display):
     shown = display(quiet=True)
     with shown:

@@ -1,10 +1,12 @@
 """Events -> MLflow on a real SQLite store: live, after a crash of the writer, and after an outage."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from sweeps import PATIENCE_S, wait_until
 
 from stagetree import checkpoint, data, describe, store
 from stagetree.progress import ProgressDisplay
@@ -140,6 +142,24 @@ def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
     assert tail.tracking_error is None
     assert len(attempts) == 2
     assert "tracking failed: store is down" in capsys.readouterr().err
+    recorded.check()
+
+
+def test_a_slow_store_holds_up_no_display(recorded):
+    answers = threading.Event()
+
+    def new_tracker(at_once):
+        tracker = recorded.tracker()
+        real = tracker._client.log_artifacts
+        tracker._client.log_artifacts = lambda *args: answers.wait(PATIENCE_S) and real(*args)
+        return tracker
+
+    folder = recorded.bench.output_dir / "launch1" / "events"
+    progress = ProgressDisplay(epochs=1, names=dict.fromkeys(recorded.good, "a run"))
+    with Tail(folder, progress, new_tracker):
+        wait_until(lambda: progress.status().startswith("2/2 runs done"))
+        assert not answers.is_set()
+        answers.set()
     recorded.check()
 
 

@@ -107,9 +107,11 @@ class Tail:
         """Wait for what is on its way to MLflow."""
         while True:
             self._track(lambda tracker: tracker.flush())
-            if self.tracking_error is not None or not self._tracker.backlog:
+            if self.tracking_error is not None:
                 break
             self._progress.recording(self._tracker.backlog)
+            if not self._tracker.backlog:
+                break
             time.sleep(DRAIN_S)
 
     def _reconnect(self) -> None:
