@@ -59,7 +59,7 @@ SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,sched_interval
 MpiDefault=none
 ReturnToService=2
 KillWait=5
-SlurmdTimeout=10
+SlurmdTimeout=15
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
