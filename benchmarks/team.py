@@ -1,6 +1,6 @@
 """Thirty sweeps at once, each by a process of its own, to one MLflow server on PostgreSQL with logins.
 
-    python benchmarks/team.py            # 30 sweeps of 8 runs (5 minutes)
+    python benchmarks/team.py            # 30 sweeps of 8 runs (10 minutes)
     python benchmarks/team.py 10 4       # 10 of 4
 
 PostgreSQL and the server run on this machine too, and share its cores with the sweeps. What the server holds afterwards
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from servers import Server, mlflow_server, postgres
 from setting import figure, setting
+from sweeps import PATIENCE_S
 
 from stagetree.tail import AT_ONCE
 
@@ -120,7 +121,7 @@ def write(number: int, folder: Path, at_once: int, where: list[str], barrier, du
         ).close()  # fmt: skip
 
     record(f"nothing {number}", ())  # imports, the database's schema and the experiment are not what is measured
-    barrier.wait()
+    barrier.wait(PATIENCE_S)
     started = time.perf_counter()
     record(plan.sweep_id, plan.entries)
     durations.put(time.perf_counter() - started)
@@ -136,10 +137,11 @@ def rate(folder: Path, writers: int, at_once: int, where: Callable[[int], list[s
     ]
     for process in processes:
         process.start()
-    slowest = max(durations.get() for _ in processes)
     for process in processes:
         process.join()
-    return writers * EACH / slowest
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a writer failed, see above")
+    return writers * EACH / max(durations.get() for _ in processes)
 
 
 def rates(server: Server, database: str, scratch: Path) -> None:
