@@ -11,8 +11,9 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,9 @@ class Destination:
     tags: Mapping[str, str]
     """Of each run."""
     checkpoints: Path
-    begun: dict[str, str] = field(default_factory=dict)
+    begun: dict[str, str]
     """MLflow's id for each uid that this launch has begun."""
-    since: float = 0.0
+    since: float
     """States written before do not count; a file's time in seconds."""
 
 
@@ -57,7 +58,7 @@ class RunWriter:
         self.older: list[str] = []
         """Runs in MLflow that this one supersedes once it is finished."""
         self._to, self._client = destination, destination.client
-        self._waiting: dict[int, Mapping[str, float]] = {}
+        self._waiting: deque[tuple[int, Mapping[str, float]]] = deque()  # filled by one thread, emptied by another
         self._logged = -1
         """Last epoch written."""
         self._has_final = False
@@ -65,7 +66,7 @@ class RunWriter:
 
     def add(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Take an epoch's metrics, which `flush` writes."""
-        self._waiting[epoch] = _metrics(line)
+        self._waiting.append((epoch, _metrics(line)))
 
     @property
     def waits(self) -> bool:
@@ -75,7 +76,7 @@ class RunWriter:
     def flush(self) -> None:
         """Write the epochs that wait."""
         with self._lock:
-            epochs, self._waiting = self._waiting, {}
+            epochs = self._take_waiting()
             if epochs and not self.ended:
                 self._write(epochs)
 
@@ -85,7 +86,7 @@ class RunWriter:
             record = checkpoint.find(self._to.checkpoints, self.entry.uid, since=self._to.since)
             if self.ended or record is None or record.test is None:
                 return
-            self._waiting = {}
+            self._waiting.clear()
             epochs = {line["epoch"]: _metrics(line) for line in record.history}
             final = {**record.test, "train_seconds": sum(line.get("seconds", 0.0) for line in record.history)}
             self._write(epochs, final=final, tags={"stagetree.weights_sha256": record.weights_sha256})
@@ -100,8 +101,7 @@ class RunWriter:
         with self._lock:
             if self.ended:
                 return
-            epochs, self._waiting = self._waiting, {}
-            self._write(epochs, tags={"stagetree.reason": reason[:LONGEST_TAG]})
+            self._write(self._take_waiting(), tags={"stagetree.reason": reason[:LONGEST_TAG]})
             if trace:
                 self._client.log_text(self.run_id, trace, "traceback.txt")
             self._end("FAILED")
@@ -128,7 +128,10 @@ class RunWriter:
         self._client.update_run(run_id, status="RUNNING")
         self._describe()  # the earlier process may have died before it did
 
-    # ------------------------------------------------------------ MLflow, with the lock held
+    # ------------------------------------------------------------ with the lock held
+
+    def _take_waiting(self) -> dict[int, Mapping[str, float]]:
+        return dict(self._waiting.popleft() for _ in range(len(self._waiting)))
 
     def _begin(self) -> None:
         if self.run_id is not None:
