@@ -23,6 +23,7 @@ from servers import Server, mlflow_server, postgres
 from setting import figure, setting
 from sweeps import PATIENCE_S
 
+from stagetree.connect import search_all
 from stagetree.tail import AT_ONCE
 
 PROGRAM = [sys.executable, "-m", "stagetree"]
@@ -50,16 +51,10 @@ def check(server: Server, folders: list[Path], experiment: str, n_runs: int) -> 
 
     os.environ.update(server.login("ana"))
     client = MlflowClient(server.uri)
-    ids = [client.get_experiment_by_name(experiment).experiment_id]
     found: dict[str, list] = {}
-    token = None
-    while True:
-        page = client.search_runs(ids, "tags.`stagetree.kind` = 'run'", page_token=token)
-        for run in page:
-            found.setdefault(run.data.tags["stagetree.uid"], []).append(run)
-        token = page.token
-        if not token:
-            break
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    for run in search_all(client, experiment_id, "tags.`stagetree.kind` = 'run'"):
+        found.setdefault(run.data.tags["stagetree.uid"], []).append(run)
     lost = doubled = wrong = missing = 0
     for folder in folders:
         states = checkpoint.folder_of(folder / "mlruns")

@@ -252,23 +252,3 @@ def test_final_figures_are_written_once_though_the_writer_dies_between_them_and_
 )
 def test_what_a_store_says_is_put_in_a_line(said, line):
     assert in_a_line(ValueError(said)).endswith(line)
-
-
-def test_epochs_that_come_while_others_are_written_are_not_lost(recorded):
-    """A run's epochs are taken by one thread and written by another."""
-    written = []
-    writer = recorded.tracker()._runs[recorded.good[0]]
-    writer._write = lambda epochs: written.extend(epochs)
-    done = threading.Event()
-
-    def write():
-        while not done.is_set() or writer.waits:
-            writer.flush()
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    for epoch in range(100_000):
-        writer.add(epoch, {})
-    done.set()
-    thread.join()
-    assert written == list(range(100_000))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,10 @@ from stagetree.mistakes import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
+MOST_METRICS, MOST_PARAMS = 1000, 100
+"""That MLflow takes at once."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment, without which MLflow's user interface takes it for one with a language model."""
 VIEW = "stagetree"
@@ -77,6 +81,17 @@ def experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> s
             if found is None:
                 raise
     return found.experiment_id
+
+
+def search_all(client: "MlflowClient", experiment: str, query: str = "") -> Iterator["Run"]:
+    """Yield an experiment's runs, the oldest first, page by page."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def find_sweep(client: "MlflowClient", experiment: str, sweep_id: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagetree.config import Config
-from stagetree.connect import connect, default_artifacts, experiment_id
+from stagetree.connect import MOST_METRICS, MOST_PARAMS, connect, default_artifacts, experiment_id, search_all
 from stagetree.mistakes import InputError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 ORIGIN = "stagetree.migrated_from"
 """Tag with the id that a run had in the other store."""
 PARENT = "mlflow.parentRunId"
-MOST_METRICS, MOST_OTHERS = 1000, 100
-"""That MLflow takes at once."""
 
 
 def migrate(config: Config, show: Callable[[Iterable, int], Iterable]) -> int:
@@ -52,23 +50,13 @@ def migrate(config: Config, show: Callable[[Iterable, int], Iterable]) -> int:
     artifacts = config.tracking.artifacts or default_artifacts(target_uri, Path(config.output_dir))
     copy = _Copy(source, target, experiment_id(target, name, artifacts))
     # parents first, since the others name them
-    runs = sorted(_runs(source, found.experiment_id), key=lambda run: PARENT in run.data.tags)
+    runs = sorted(search_all(source, found.experiment_id), key=lambda run: PARENT in run.data.tags)
     left = [run for run in runs if run.info.run_id not in copy.there]
     for run in show(left, len(left)):
         copy.add(run)
     for key, value in found.tags.items():
         target.set_experiment_tag(copy.experiment, key, value)
     return len(left)
-
-
-def _runs(client: "MlflowClient", experiment: str) -> Iterator["Run"]:
-    token = None
-    while True:
-        page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 class _Copy:
@@ -78,7 +66,7 @@ class _Copy:
         self._source, self._target, self.experiment = source, target, experiment
         self.there: dict[str, str] = {}
         """Ids of runs that are whole in the other store, by those that they had."""
-        for run in list(_runs(target, experiment)):
+        for run in list(search_all(target, experiment)):
             if (origin := run.data.tags.get(ORIGIN)) is None:
                 continue
             if run.info.status == "RUNNING":  # its copying was broken off
@@ -95,7 +83,7 @@ class _Copy:
             tags[PARENT] = self.there.get(tags[PARENT], tags[PARENT])
         made = self._target.create_run(self.experiment, info.start_time, tags, info.run_name).info.run_id
         params = [Param(key, value) for key, value in run.data.params.items()]
-        for some in _slices(params, MOST_OTHERS):
+        for some in _slices(params, MOST_PARAMS):
             self._target.log_batch(made, params=some)
         metrics = [
             Metric(one.key, one.value, one.timestamp, one.step)

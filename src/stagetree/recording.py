@@ -21,6 +21,7 @@ import yaml
 
 from stagetree import checkpoint
 from stagetree.checkpoint import Record
+from stagetree.connect import MOST_METRICS, MOST_PARAMS
 from stagetree.curves import draw
 from stagetree.describe import RunEntry
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
-MOST_PARAMS, MOST_METRICS = 100, 1000
-"""That MLflow takes at once."""
 
 
 @dataclass(frozen=True)

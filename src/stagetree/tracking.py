@@ -17,7 +17,7 @@ from typing import Any
 
 from stagetree import checkpoint
 from stagetree.claims import store_claims
-from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server
+from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, search_all
 from stagetree.describe import RunEntry
 from stagetree.recording import LONGEST_TAG, Destination, RunWriter
 from stagetree.threads import Threads
@@ -215,13 +215,8 @@ class Tracker:
 
     def _end_what_died(self) -> dict[str, Mapping[str, str]]:
         """End all that is RUNNING in the experiment and whose writer is dead; return the rest: tags by run id."""
-        running, token = {}, None
-        while True:
-            page = self._client.search_runs([self._experiment], "attributes.status = 'RUNNING'", page_token=token)
-            running |= {run.info.run_id: run.data.tags for run in page}
-            token = page.token
-            if not token:
-                break
+        found = search_all(self._client, self._experiment, "attributes.status = 'RUNNING'")
+        running = {run.info.run_id: run.data.tags for run in found}
         return {run_id: tags for run_id, tags in running.items() if not self._end_if_dead(run_id, tags)}
 
     def _end_if_dead(self, run_id: str, tags: Mapping[str, str]) -> bool:
