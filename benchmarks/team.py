@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from servers import Server, mlflow_server, postgres
 from setting import figure, setting
 from sweeps import PATIENCE_S
 
-from stagetree.connect import search_all
+from stagetree.connect import pages
 from stagetree.tail import AT_ONCE
 
 PROGRAM = [sys.executable, "-m", "stagetree"]
@@ -53,7 +54,7 @@ def check(server: Server, folders: list[Path], experiment: str, n_runs: int) -> 
     client = MlflowClient(server.uri)
     found: dict[str, list] = {}
     experiment_id = client.get_experiment_by_name(experiment).experiment_id
-    for run in search_all(client, experiment_id, "tags.`stagetree.kind` = 'run'"):
+    for run in pages(partial(client.search_runs, [experiment_id], "tags.`stagetree.kind` = 'run'")):
         found.setdefault(run.data.tags["stagetree.uid"], []).append(run)
     lost = doubled = wrong = missing = 0
     for folder in folders:

@@ -13,7 +13,7 @@ import stagetree
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
     {"mistakes", "tree", "model", "loss", "capture", "threads"},
-    {"claims", "notation", "partition"},
+    {"claims", "notation", "partition", "connect"},
     {"stopping", "devices"},
     {"words"},
     {"config"},
@@ -25,7 +25,7 @@ ROOMS = [
     {"calibrate"},
     {"train", "machine"},
     {"walk"},
-    {"store", "stats", "progress", "curves", "connect"},
+    {"store", "stats", "progress", "curves"},
     {"ranking", "publish", "history", "migrate"},
     {"report", "recording"},
     {"tracking", "page"},

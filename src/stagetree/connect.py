@@ -2,15 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stagetree.mistakes import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 MOST_METRICS, MOST_PARAMS = 1000, 100
 """That MLflow takes at once."""
@@ -83,15 +82,13 @@ def experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> s
     return found.experiment_id
 
 
-def search_all(client: "MlflowClient", experiment: str, query: str = "") -> Iterator["Run"]:
-    """Yield an experiment's runs, the oldest first, page by page."""
-    token = None
-    while True:
-        page = client.search_runs([experiment], query, order_by=["attributes.start_time ASC"], page_token=token)
+def pages(search: Callable) -> Iterator[Any]:
+    """Go through all of a search, of which one call gives 1,000 entries at most."""
+    page = search(max_results=1000)
+    yield from page
+    while page.token:
+        page = search(max_results=1000, page_token=page.token)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def find_sweep(client: "MlflowClient", experiment: str, sweep_id: str) -> str | None:

@@ -6,11 +6,12 @@ A run is there as a whole or is written again by the same command.
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagetree.config import Config
-from stagetree.connect import MOST_METRICS, MOST_PARAMS, connect, default_artifacts, experiment_id, search_all
+from stagetree.connect import MOST_METRICS, MOST_PARAMS, connect, default_artifacts, experiment_id, pages
 from stagetree.mistakes import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def migrate(config: Config, show: Callable[[Iterable, int], Iterable]) -> int:
     artifacts = config.tracking.artifacts or default_artifacts(target_uri, Path(config.output_dir))
     copy = _Copy(source, target, experiment_id(target, name, artifacts))
     # parents first, since the others name them
-    runs = sorted(search_all(source, found.experiment_id), key=lambda run: PARENT in run.data.tags)
+    runs = sorted(
+        pages(partial(source.search_runs, [found.experiment_id], order_by=["attributes.start_time ASC"])),
+        key=lambda run: PARENT in run.data.tags,
+    )
     left = [run for run in runs if run.info.run_id not in copy.there]
     for run in show(left, len(left)):
         copy.add(run)
@@ -66,7 +70,7 @@ class _Copy:
         self._source, self._target, self.experiment = source, target, experiment
         self.there: dict[str, str] = {}
         """Ids of runs that are whole in the other store, by those that they had."""
-        for run in list(search_all(target, experiment)):
+        for run in list(pages(partial(target.search_runs, [experiment]))):
             if (origin := run.data.tags.get(ORIGIN)) is None:
                 continue
             if run.info.status == "RUNNING":  # its copying was broken off

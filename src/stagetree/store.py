@@ -7,11 +7,11 @@ import math
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import sqlalchemy as sql
 from pandas import DataFrame, Series
@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from stagetree.config import Metric
+from stagetree.connect import pages
 from stagetree.mistakes import InputError, choices
 
 ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "status", "reason", "command")
@@ -158,23 +159,14 @@ def _read_mlflow(uri: str, experiment: str) -> list[_Recorded]:
 
     try:
         client = MlflowClient(uri)
-        ids = {found.name: found.experiment_id for found in _pages(client.search_experiments)}
+        ids = {found.name: found.experiment_id for found in pages(client.search_experiments)}
         _check_experiment(experiment, ids)
         return [
             _Recorded(run.info.run_id, run.info.status, run.data.params, run.data.metrics, run.data.tags)
-            for run in _pages(partial(client.search_runs, [ids[experiment]]))
+            for run in pages(partial(client.search_runs, [ids[experiment]]))
         ]
     except MlflowException as error:
         raise _unreadable(uri, error) from error
-
-
-def _pages(search: Callable) -> Iterator[Any]:
-    """Go through all of a search, of which one call gives 1,000 entries at most."""
-    page = search(max_results=1000)
-    yield from page
-    while page.token:
-        page = search(max_results=1000, page_token=page.token)
-        yield from page
 
 
 def _check_experiment(experiment: str, known: Iterable[str]) -> None:

@@ -11,13 +11,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stagetree import checkpoint
 from stagetree.claims import store_claims
-from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, search_all
+from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, pages
 from stagetree.describe import RunEntry
 from stagetree.recording import LONGEST_TAG, Destination, RunWriter
 from stagetree.threads import Threads
@@ -215,7 +216,7 @@ class Tracker:
 
     def _end_what_died(self) -> dict[str, Mapping[str, str]]:
         """End all that is RUNNING in the experiment and whose writer is dead; return the rest: tags by run id."""
-        found = search_all(self._client, self._experiment, "attributes.status = 'RUNNING'")
+        found = pages(partial(self._client.search_runs, [self._experiment], "attributes.status = 'RUNNING'"))
         running = {run.info.run_id: run.data.tags for run in found}
         return {run_id: tags for run_id, tags in running.items() if not self._end_if_dead(run_id, tags)}
 
