@@ -14,14 +14,19 @@ from concurrent.futures import Future, wait
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stagetree import checkpoint
+from stagetree.audit import examine
 from stagetree.claims import store_claims
 from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, pages
 from stagetree.describe import RunEntry
+from stagetree.mistakes import InputError
 from stagetree.recording import LONGEST_TAG, Destination, RunWriter
 from stagetree.threads import Threads
+
+if TYPE_CHECKING:
+    from stagetree.store import Recorded
 
 OTHERS_S = 30.0
 """How long a sweep waits at its end for another one to record what both contain."""
@@ -145,6 +150,7 @@ class Tracker:
         self.catch_up()
         self.settle()
         self._wait_for_others()
+        self._verify()
         complete = all(run.ended for run in self._runs.values())
         self.leave(math.inf, "FINISHED" if complete else "FAILED")
 
@@ -180,7 +186,7 @@ class Tracker:
         return self._calls[-1]
 
     def _finish_soon(self, run: RunWriter) -> None:
-        if not run.ended:
+        if not run.is_right:
             self._soon(lambda: self._ending(run, run.finish))
 
     def _ending(self, run: RunWriter, end: Callable[[], None]) -> None:
@@ -263,21 +269,65 @@ class Tracker:
             uids: of runs whose claim is held.
             running: tags of runs in MLflow that are RUNNING; another machine's are left to it.
         """
-        from stagetree.store import load  # pandas
+        from stagetree.store import load_metrics  # pandas
 
-        frame = load(self._uri, self._experiment_name)
-        frame = frame[frame["uid"].isin(set(uids))].sort_values("status", key=lambda column: column != "finished")
-        for row in frame.itertuples():
-            run, tags = self._runs[row.uid], running.get(row.run_id, {})
-            if self._to.since and row.run_id not in self._to.begun.values():
-                run.older.append(row.run_id)
-            elif row.status == "finished":
-                run.ended = True
-                self._claims.release(self._claim("run", row.uid))
-            elif run.ended:
-                self._client.set_tag(row.run_id, "stagetree.superseded", "true")
-            elif tags.get("stagetree.writer", self._writer) == self._writer:
-                run.resume(row.run_id)
+        chosen, found = set(uids), self._read()
+        finished: dict[str, Recorded] = {}
+        begun: dict[str, Recorded] = {}
+        for run in sorted(found, key=lambda run: (run.status != "FINISHED", run.run_id)):
+            uid = run.tags["stagetree.uid"]
+            if uid not in chosen:
+                continue
+            if self._to.since and run.run_id not in self._to.begun.values():
+                self._runs[uid].older.append(run.run_id)
+            elif uid in finished:
+                self._client.set_tag(run.run_id, "stagetree.superseded", "true")
+            elif run.status == "FINISHED":
+                finished[uid] = run
+            elif running.get(run.run_id, {}).get("stagetree.writer", self._writer) == self._writer:
+                begun[uid] = run
+        metrics = load_metrics(self._uri, [run.run_id for run in begun.values()])
+        for uid, run in begun.items():
+            self._runs[uid].resume(run.run_id, metrics[run.run_id])
+        for run, own, differences in examine(self._uri, list(finished.values()), self._to.checkpoints):
+            writer = self._runs[run.tags["stagetree.uid"]]
+            if differences or not self._is_trained(writer):
+                writer.resume(run.run_id, own, finished=True)
+            else:
+                writer.ended = writer.is_right = True
+                self._claims.release(self._claim("run", writer.entry.uid))
+
+    def _is_trained(self, run: RunWriter) -> bool:
+        record = checkpoint.find(self._to.checkpoints, run.entry.uid)
+        return record is not None and record.test is not None
+
+    def _read(self) -> list["Recorded"]:
+        """What the experiment holds of this sweep's runs, but for what was superseded."""
+        from stagetree.store import is_current, read
+
+        return [
+            run for run in read(self._uri, self._experiment_name)
+            if is_current(run) and run.tags.get("stagetree.uid") in self._runs
+        ]  # fmt: skip
+
+    def _verify(self) -> None:
+        """Look at what was recorded, and put right what is not.
+
+        Raises:
+            InputError: it cannot be put right.
+        """
+        for attempt in range(2):
+            mine = [run for run in self._read() if run.status == "FINISHED"]
+            wrong = [found for found in examine(self._uri, mine, self._to.checkpoints) if found[2]]
+            for run, own, differences in wrong:
+                writer = self._runs[run.tags["stagetree.uid"]]
+                if attempt:
+                    raise InputError(f"run {writer.entry.name}: {differences} (stagetree verify says more)")
+                if self._claims.take(self._claim("run", writer.entry.uid)):
+                    writer.resume(run.run_id, own, finished=True)
+                    self._ending(writer, writer.finish)
+            if not wrong:
+                return
 
 
 def _timed(call: Callable[[], None]) -> float:
