@@ -35,7 +35,7 @@ ROOMS = [
     {"cluster", "prepare"},
     {"launch"},
     {"crew", "pictures"},
-    {"runner"},
+    {"runner", "verify"},
     {"cli"},
     {"api"},
 ]

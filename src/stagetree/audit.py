@@ -77,7 +77,7 @@ def compare(wanted: Epochs, recorded: "Metrics") -> Differences:
 
 
 def examine(
-    uri: str, runs: Sequence["Recorded"], checkpoints: Path
+    uri: str, runs: Sequence["Recorded"], checkpoints: Path, params: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
     """Compare finished runs with their checkpoints, where there are any, and yield each with all its metrics.
 
@@ -87,6 +87,7 @@ def examine(
         uri: of the store.
         runs: that are finished.
         checkpoints: folder.
+        params: that runs must have, by uid: look at these too, and read every artifact and curve.
     """
     from stagetree import store  # pandas and SQLAlchemy
 
@@ -94,7 +95,8 @@ def examine(
         some = runs[first : first + AT_ONCE]
         known = {run.run_id: checkpoint.find(checkpoints, run.tags["stagetree.uid"]) for run in some}
         known = {run_id: record for run_id, record in known.items() if record is not None and record.test is not None}
-        doubtful = [run.run_id for run in some if store.is_sql(uri) or not _latest_agree(known.get(run.run_id), run)]
+        all_curves = params is not None or store.is_sql(uri)
+        doubtful = [run.run_id for run in some if all_curves or not _latest_agree(known.get(run.run_id), run)]
         metrics = store.load_metrics(uri, doubtful)
         for run in some:
             record = known.get(run.run_id)
@@ -103,7 +105,15 @@ def examine(
                 yield run, own, Differences()
                 continue
             found = compare(expected(record), own) if run.run_id in metrics else Differences()
-            yield run, own, Differences(found.missing, found.wrong, tuple(_lacking(run, record)))
+            wrong, lacking = list(found.wrong), list(_lacking(run, record))
+            if params is not None:
+                for name, value in params.get(record.uid, {}).items():
+                    if name not in run.params:
+                        lacking.append(f"param {name} is missing")
+                    elif run.params[name] != str(value):
+                        wrong.append(f"param {name} is {run.params[name]}, expected {value}")
+                lacking += _damaged(uri, run, record)
+            yield run, own, Differences(found.missing, tuple(wrong), tuple(lacking))
 
 
 def _latest_agree(record: Record | None, run: "Recorded") -> bool:
@@ -121,6 +131,18 @@ def _lacking(run: "Recorded", record: Record) -> Iterator[str]:
     folder = local_path(run.artifact_uri)
     if folder is not None:
         yield from (f"artifact {name} is missing" for name in ARTIFACTS if not (folder / name).is_file())
+
+
+def _damaged(uri: str, run: "Recorded", record: Record) -> Iterator[str]:
+    """What is wrong with artifacts that are there, or that are on a server."""
+    folder, digest = local_path(run.artifact_uri), record.files.get(f"{record.uid}.safetensors")
+    if folder is None:
+        from mlflow import MlflowClient
+
+        there = {file.path for file in MlflowClient(uri).list_artifacts(run.run_id)}
+        yield from (f"artifact {name} is missing" for name in ARTIFACTS if name not in there)
+    elif (weights := folder / ARTIFACTS[0]).is_file() and checkpoint.file_digest(weights) != digest:
+        yield f"artifact {weights.name} is damaged"
 
 
 def local_path(uri: str | None) -> Path | None:

@@ -198,13 +198,18 @@ def _read_tensors(folder: Path, record: Record, suffix: str, deserialize: Callab
         raise StateError(uid, f"{path}: the checkpoint holds no tensors, {error}", f"delete {uid}.json") from None
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def damage(folder: Path, record: Record) -> StateError | None:
     """Read a state's files whole, and say which is not what its record vouches for."""
     for name, digest in record.files.items():
         path = folder / name
         try:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file_digest(path)
         except FileNotFoundError:
             return StateError(record.uid, f"{path}: the checkpoint is missing", "run its sweep again")
         if found != digest:

@@ -135,17 +135,21 @@ class RunWriter:
             finally:
                 self._lock.release()
 
-    def resume(self, run_id: str, recorded: "Metrics", *, finished: bool = False) -> None:
+    def resume(self, run_id: str, recorded: "Metrics", *, finished: bool = False, anew: bool = False) -> None:
         """Go on with a run that an earlier process began, or put right one that it finished.
 
         Args:
             run_id: MLflow's.
             recorded: all that MLflow holds of its metrics.
             finished: whether it is finished; else it is RUNNING from now on.
+            anew: whether it says something that MLflow cannot take back, so that another run must supersede it.
         """
         self.run_id, self.ended, self.is_right = run_id, finished, False
         self._recorded = {name: list(points) for name, points in recorded.items()}
         self._epochs = {step for points in recorded.values() for step, _ in points}
+        if anew:
+            self._leave()
+            return
         if not finished:
             self._client.update_run(run_id, status="RUNNING")
         self._describe()  # the earlier process may have died before it did

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from importlib import metadata
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagetree import checkpoint
-from stagetree.audit import examine
+from stagetree.audit import Differences, examine
 from stagetree.claims import store_claims
 from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, pages
 from stagetree.describe import RunEntry
@@ -26,7 +26,7 @@ from stagetree.recording import LONGEST_TAG, Destination, RunWriter
 from stagetree.threads import Threads
 
 if TYPE_CHECKING:
-    from stagetree.store import Recorded
+    from stagetree.store import Metrics, Recorded
 
 OTHERS_S = 30.0
 """How long a sweep waits at its end for another one to record what both contain."""
@@ -54,16 +54,18 @@ class Tracker:
         artifacts: where those of a new experiment go; `None`: into `output_dir`, or where a server puts them.
         at_once: runs written at a time to a server. A database is quicker with one: there, what takes the time is our
             own work.
+        thorough: look at params and the content of artifacts too, of what is finished.
     """
 
     def __init__(
         self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str, launch: str, command: str,
         runs: Sequence[RunEntry], begun: dict[str, str], since: float = 0.0, artifacts: str | None = None,
-        at_once: int = 1,
+        at_once: int = 1, thorough: bool = False,
     ):  # fmt: skip
         self._uri, self._experiment_name, self._sweep_id = uri, experiment, sweep_id
         self._client = connect(uri)
         self._experiment = experiment_id(self._client, experiment, artifacts or default_artifacts(uri, output_dir))
+        self._params = {run.uid: run.params for run in runs} if thorough else None
         self._writer = f"{socket.gethostname()} {output_dir.resolve()}"
         self._tags = _environment_tags() | {
             "stagetree.writer": self._writer, "stagetree.launch": launch, "stagetree.sweep": sweep_id,
@@ -289,13 +291,16 @@ class Tracker:
         metrics = load_metrics(self._uri, [run.run_id for run in begun.values()])
         for uid, run in begun.items():
             self._runs[uid].resume(run.run_id, metrics[run.run_id])
-        for run, own, differences in examine(self._uri, list(finished.values()), self._to.checkpoints):
+        for run, own, differences in self._examine(list(finished.values())):
             writer = self._runs[run.tags["stagetree.uid"]]
             if differences or not self._is_trained(writer):
-                writer.resume(run.run_id, own, finished=True)
+                writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
             else:
                 writer.ended = writer.is_right = True
                 self._claims.release(self._claim("run", writer.entry.uid))
+
+    def _examine(self, runs: Sequence["Recorded"]) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
+        return examine(self._uri, runs, self._to.checkpoints, self._params)
 
     def _is_trained(self, run: RunWriter) -> bool:
         record = checkpoint.find(self._to.checkpoints, run.entry.uid)
@@ -318,13 +323,13 @@ class Tracker:
         """
         for attempt in range(2):
             mine = [run for run in self._read() if run.status == "FINISHED"]
-            wrong = [found for found in examine(self._uri, mine, self._to.checkpoints) if found[2]]
+            wrong = [found for found in self._examine(mine) if found[2]]
             for run, own, differences in wrong:
                 writer = self._runs[run.tags["stagetree.uid"]]
                 if attempt:
                     raise InputError(f"run {writer.entry.name}: {differences} (stagetree verify says more)")
                 if self._claims.take(self._claim("run", writer.entry.uid)):
-                    writer.resume(run.run_id, own, finished=True)
+                    writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
                     self._ending(writer, writer.finish)
             if not wrong:
                 return
