@@ -290,11 +290,11 @@ class Tracker:
                 begun[uid] = run
         metrics = load_metrics(self._uri, [run.run_id for run in begun.values()])
         for uid, run in begun.items():
-            self._runs[uid].resume(run.run_id, metrics[run.run_id])
+            self._runs[uid].resume(run.run_id, metrics[run.run_id], run.status)
         for run, own, differences in self._examine(list(finished.values())):
             writer = self._runs[run.tags["stagetree.uid"]]
             if differences or not self._is_trained(writer):
-                writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
+                writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
             else:
                 writer.ended = writer.is_right = True
                 self._claims.release(self._claim("run", writer.entry.uid))
@@ -329,7 +329,7 @@ class Tracker:
                 if attempt:
                     raise InputError(f"run {writer.entry.name}: {differences} (stagetree verify says more)")
                 if self._claims.take(self._claim("run", writer.entry.uid)):
-                    writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
+                    writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
                     self._ending(writer, writer.finish)
             if not wrong:
                 return
