@@ -1,7 +1,6 @@
 """Passes of a pack over the data: training and evaluation, the pictures gathered on the device."""
 
 import contextlib
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from stagetree import data, sampling
 from stagetree.capture import Replayed, record_cuda
+from stagetree.devices import lacking
 from stagetree.loss import loss_gradient, loss_sums
 from stagetree.mistakes import InputError
 from stagetree.model import Layer, Pack, State
@@ -78,12 +78,8 @@ def prepare_device(spec: Mapping) -> None:
         InputError: this machine lacks the device.
     """
     device = spec["device"]
-    available = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if not available[device]():
-        raise InputError(
-            f"trainer.device: got {device}, but torch {torch.__version__} on {socket.gethostname()} does not see one "
-            "(trainer.device=cpu trains without)"
-        )
+    if said := lacking(device):
+        raise InputError(said)
     if device == "cpu":
         torch.set_num_threads(spec["threads"])
         # Moments of weights that are trained no more decay to numbers that a CPU multiplies a hundred times as slowly.
