@@ -1,6 +1,7 @@
 """Passes of a pack over the data: training and evaluation, the pictures gathered on the device."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,20 @@ def prepare_device(spec: Mapping) -> None:
         # Moments of weights that are trained no more decay to numbers that a CPU multiplies a hundred times as slowly.
         torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = spec["precision"] == "tf32"
+
+
+@contextlib.contextmanager
+def prepared_device(spec: Mapping) -> Iterator[None]:
+    """`prepare_device` for a time: whoever called may go on with torch in this process."""
+    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    flushes = sys.float_info.min / 2 == 0.0  # torch does not say
+    try:
+        prepare_device(spec)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushes)
+        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def never() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from stagetree import checkpoint
 from stagetree.calibrate import measured
 from stagetree.claims import Claims, store_claims
-from stagetree.epoch import Split, Training, evaluate, never, prepare_device
+from stagetree.epoch import Split, Training, evaluate, never, prepared_device
 from stagetree.events import EventLog
 from stagetree.model import State, initial_state
 from stagetree.stopping import Stopped
@@ -83,7 +83,10 @@ class Trainer:
     def _train(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Train each node's epochs, telling the log, and keep the states reached."""
         spec = json.loads(nodes[0].shape)
-        prepare_device(spec)
+        with prepared_device(spec):
+            return self._train_prepared(nodes, spec)
+
+    def _train_prepared(self, nodes: Sequence[Node], spec: Mapping) -> dict[str, str]:
         members = _Members(nodes, spec, self._split(spec), self.folder, self._claims)
         parts = ["val"] * (len(members.split.val) > 0) + ["test"] * self.settings.test_every_epoch
         self.log.append({"kind": "pack", "uids": [node.uid for node in nodes], "epochs": nodes[0].epochs})
