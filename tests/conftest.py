@@ -40,6 +40,17 @@ def arrays(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bright(tmp_path_factory) -> tuple[Path, list[list[list[float]]]]:
+    """An npz file whose test set is far brighter than its training set, and two schedules with which a linear model
+    that is normalised for the latter first overflows on the former, and then no more."""
+    labels = np.arange(60) % 3
+    dark = (np.arange(4) % 3 == labels[:, None]).astype("uint8").reshape(-1, 2, 2)
+    path = tmp_path_factory.mktemp("bright") / "bright.npz"
+    np.savez(path, train_x=dark, train_y=labels, test_x=dark * 255, test_y=labels)
+    return path, [[[1, 1e17]], [[1, 1e17], [40, 1.0]]]
+
+
+@pytest.fixture(scope="session")
 def browser():
     from browsers import open_browser
 

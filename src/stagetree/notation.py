@@ -8,6 +8,7 @@ from typing import Any
 
 from stagetree.tree import Stage
 
+LARGEST_LR = 1e38
 NOTATION = "write stages as [[20, 1e-1], [10, 1e-3]]"
 
 
@@ -60,6 +61,8 @@ def _parse_stage(part: Any) -> Stage:
         raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")
     if not _is_number(lr) or not math.isfinite(lr) or lr <= 0:
         raise ValueError(f"lr must be a finite number above 0, got {lr!r}")
+    if lr > LARGEST_LR:
+        raise ValueError(f"lr must be at most {LARGEST_LR:g}, as weights are float32, got {lr!r}")
     return Stage(epochs=int(epochs), lr=float(lr))
 
 

@@ -63,7 +63,7 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
         Interrupted: by a signal, once all workers have ended.
         OSError: the output folder cannot be written.
     """
-    planned = plan(jobs, workers=engine.workers)
+    planned = plan(jobs, workers=engine.workers, here=engine.here)
     if not planned.config.quiet:
         planned.show(Console())
     output_dir = Path(planned.config.output_dir).resolve()

@@ -105,6 +105,8 @@ class Tracker:
                 self._finish_soon(self._runs[event["uid"]])
         elif kind == "failed":
             for run in self._open(event["uid"]):
+                if event.get("alone") and run.entry.uid != event["uid"]:
+                    continue
                 self._soon(lambda run=run: self._ending(run, lambda: run.fail(event["reason"], event["traceback"])))
 
     def _open(self, node_uid: str) -> list[RunWriter]:
