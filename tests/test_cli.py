@@ -121,7 +121,7 @@ def test_an_unknown_command_is_named_with_the_nearest(command, capsys):
     assert command("trian", "seed=1") == 1
     assert capsys.readouterr().err == (
         "stagetree: there is no command 'trian', expected one of train, sweep, plan, watch, report, ui, data, predict, "
-        "export, migrate; did you mean train?\n"
+        "export, migrate, verify; did you mean train?\n"
     )
 
 
@@ -339,7 +339,10 @@ def test_the_version_is_the_packages():
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("stagetree ", ["train", "sweep", "plan", "watch", "report", "ui", "data", "predict", "export", "migrate"]),
+        (
+            "stagetree ",
+            ["train", "sweep", "plan", "watch", "report", "ui", "data", "predict", "export", "migrate", "verify"],
+        ),
         ("stagetree s", ["sweep"]),
         ("stagetree report --m", ["--metric"]),
         (

@@ -96,8 +96,8 @@ def recorded(configs) -> tuple[tuple[describe.RunEntry, ...], DataFrame]:
         dict.fromkeys(runs, ""),
     )
     stored = [
-        store._Recorded(
-            entry.uid, "FINISHED", {key: str(value) for key, value in entry.params.items()}, {"test/acc": 0.5},
+        store.Recorded(
+            entry.uid, "FINISHED", None, {key: str(value) for key, value in entry.params.items()}, {"test/acc": 0.5},
             {"stagetree.kind": "run", "stagetree.uid": entry.uid, "stagetree.trunk": entry.trunk},
         )
         for entry in entries

@@ -198,6 +198,25 @@ def _read_tensors(folder: Path, record: Record, suffix: str, deserialize: Callab
         raise StateError(uid, f"{path}: the checkpoint holds no tensors, {error}", f"delete {uid}.json") from None
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path, record: Record) -> StateError | None:
+    """Read a state's files whole, and say which is not what its record vouches for."""
+    for name, digest in record.files.items():
+        path = folder / name
+        try:
+            found = file_digest(path)
+        except FileNotFoundError:
+            return StateError(record.uid, f"{path}: the checkpoint is missing", "run its sweep again")
+        if found != digest:
+            return StateError(record.uid, f"{path}: the checkpoint is damaged", "run its sweep again")
+    return None
+
+
 def remove(folder: Path, uid: str) -> None:
     """Delete a state, its record first."""
     for suffix in (".json", ".safetensors", ".optimizer.safetensors"):
@@ -224,7 +243,7 @@ def finished(
     folder: Path, *, since: float = 0.0, without: Container[str] = (),
     on_damage: Callable[[StateError], Any] = lambda _: None,
 ) -> Finished:  # fmt: skip
-    """Tell which states exist and which have final figures; each record is read once, when it is asked for.
+    """Tell which states exist, whole, and which have final figures; each is read once, when it is asked for.
 
     Args:
         folder: of the checkpoints.
@@ -235,7 +254,11 @@ def finished(
 
     @cache
     def look(uid: str) -> Record | None:
-        return None if uid in without else find(folder, uid, since=since, on_damage=on_damage)
+        record = None if uid in without else find(folder, uid, since=since, on_damage=on_damage)
+        error = record and damage(folder, record)
+        if error:
+            on_damage(error)
+        return None if error else record
 
     def is_tested(uid: str) -> bool:
         record = look(uid)

@@ -253,6 +253,16 @@ def _migrate(cfg: "DictConfig") -> None:
     print(f"{copied} runs copied to {config.migrate.to}; use it with tracking=server tracking.uri={config.migrate.to}")
 
 
+def _verify(cfg: "DictConfig") -> None:
+    from rich.console import Console
+
+    from stagetree.compose import checked
+    from stagetree.verify import verify
+
+    if not verify(checked(cfg), Console()):
+        sys.exit(3)
+
+
 def _ui(cfg: "DictConfig") -> None:
     from stagetree import ui
     from stagetree.compose import checked
@@ -276,5 +286,6 @@ TASKS = {
     "predict": _predict,
     "export": _export,
     "migrate": _migrate,
+    "verify": _verify,
 }
 """For each command, Hydra's task function; the sweeper plugin stands in for it in `sweep` and `plan`."""

@@ -406,6 +406,13 @@ class Migrate(Frozen):
     """Another MLflow tracking URI."""
 
 
+class Verify(Frozen):
+    """Whether checkpoints, MLflow and the leaderboard say the same."""
+
+    repair: bool = False
+    """Put right what does not, without training."""
+
+
 class UI(Frozen):
     """MLflow's user interface."""
 
@@ -427,6 +434,7 @@ class Config(Frozen):
     predict: Predict
     export: Export
     migrate: Migrate
+    verify: Verify = Verify()
     ui: UI
     seed: Seed
     """Of initial weights, minibatch order and dropout."""

@@ -1,9 +1,13 @@
 """What people see of a run: MLflow's parameters, and a name that says what varies in the sweep."""
 
+import contextlib
+import gzip
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from stagetree.config import Config
@@ -33,6 +37,23 @@ class RunEntry:
     """Epochs of its schedule that it shares with another run of the sweep."""
     command: str
     """Trains this run alone."""
+
+
+def write_entries(path: Path, entries: Iterable[RunEntry]) -> None:
+    """Keep what is to be recorded of runs, so that it can be recorded again: gzip of a line of JSON a run."""
+    with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(asdict(entry))}\n" for entry in entries)
+
+
+def read_entries(path: Path) -> Iterator[RunEntry]:
+    """Read what `write_entries` wrote, up to where it is damaged or a kill cut it off."""
+    with (
+        contextlib.suppress(OSError, EOFError, ValueError, zlib.error),
+        gzip.open(path, "rt", encoding="utf-8") as file,
+    ):
+        for line in file:
+            values = json.loads(line)
+            yield RunEntry(**values | {"path": tuple(values["path"])})
 
 
 def describe(

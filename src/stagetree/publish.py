@@ -19,6 +19,7 @@ from stagetree.export import export
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 LONGEST_NOTE = 5000  # characters, as for other tags
 MODEL = "best"
@@ -59,13 +60,26 @@ class Publisher:
         Raises:
             InputError: the run's files are gone.
         """
-        from mlflow import pyfunc
         from mlflow.entities import LoggedModelOutput
-        from mlflow.models import Model
 
         run = self._client.get_run(run_id)
         if run.outputs and run.outputs.model_outputs:
             return
+        model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
+        self.write_model(model, uid)
+        self._client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+        self._client.finalize_logged_model(model.model_id, "READY")
+
+    def write_model(self, model: "LoggedModel", uid: str) -> None:
+        """Write a model's files, again if they are there.
+
+        Raises:
+            InputError: the run's files are gone.
+        """
+        from mlflow import pyfunc
+        from mlflow.models import Model
+
+        run = self._client.get_run(model.source_run_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             export(self._output_dir, uid, folder / "data", dict(run.data.params))
@@ -76,13 +90,12 @@ class Publisher:
             (folder / "requirements.txt").write_text("".join(needed))
             environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
             (folder / "python_env.yaml").write_text(yaml.safe_dump(environment))
-            model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
-            described = Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id)
+            described = Model(
+                artifact_path=model.artifact_location, run_id=model.source_run_id, model_id=model.model_id
+            )
             # what pyfunc.save_model writes, without its look at every installed package, which takes 0.6 s
             pyfunc.add_to_model(
                 described, loader_module="classifier", data="data", code="code", python_env="python_env.yaml"
             )
             described.save(folder / "MLmodel")
             self._client.log_model_artifacts(model.model_id, scratch)
-        self._client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
-        self._client.finalize_logged_model(model.model_id, "READY")

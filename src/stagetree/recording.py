@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from stagetree import checkpoint
+from stagetree.audit import Epochs, compare, expected, metrics_of
 from stagetree.checkpoint import Record
 from stagetree.connect import MOST_METRICS, MOST_PARAMS
 from stagetree.curves import draw
@@ -27,6 +28,8 @@ from stagetree.describe import RunEntry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from stagetree.store import Metrics
 
 LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
 
@@ -54,18 +57,24 @@ class RunWriter:
         self.entry = entry
         self.run_id: str | None = None
         self.ended = False
+        """Whether MLflow knows how it ended."""
+        self.is_right = False
+        """Whether MLflow is known to say of it what its checkpoint says."""
         self.older: list[str] = []
         """Runs in MLflow that this one supersedes once it is finished."""
         self._to, self._client = destination, destination.client
         self._waiting: deque[tuple[int, Mapping[str, float]]] = deque()  # filled by one thread, emptied by another
-        self._logged = -1
-        """Last epoch written."""
-        self._has_final = False
+        self._recorded: dict[str, list[tuple[int, float]]] = {}
+        """All that MLflow holds of its metrics."""
+        self._epochs: set[int] = set()
+        """Those that MLflow holds something of."""
+        self._has_prefix = False
+        """Whether the epochs that were trained before this launch are written."""
         self._lock = threading.Lock()
 
     def add(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Take an epoch's metrics, which `flush` writes."""
-        self._waiting.append((epoch, _metrics(line)))
+        self._waiting.append((epoch, metrics_of(line)))
 
     @property
     def waits(self) -> bool:
@@ -77,21 +86,33 @@ class RunWriter:
         with self._lock:
             epochs = self._take_waiting()
             if epochs and not self.ended:
-                self._write(epochs)
+                self._write_new(epochs)
 
     def finish(self) -> None:
-        """Write what is missing of a run whose final state exists, and end it; of another, write nothing."""
+        """Make MLflow say what the checkpoint says, if its final state exists; else write nothing.
+
+        What is missing is added. MLflow takes nothing back: if a value is there twice, or is another one, the run is
+        recorded anew, and what was there is superseded.
+        """
         with self._lock:
+            if self.is_right:
+                return
             record = checkpoint.find(self._to.checkpoints, self.entry.uid, since=self._to.since)
-            if self.ended or record is None or record.test is None:
+            if record is None or record.test is None:
                 return
             self._waiting.clear()
-            epochs = {line["epoch"]: _metrics(line) for line in record.history}
-            final = {**record.test, "train_seconds": sum(line.get("seconds", 0.0) for line in record.history)}
-            self._write(epochs, final=final, tags={"stagetree.weights_sha256": record.weights_sha256})
+            wanted = expected(record)
+            found = compare(wanted, self._recorded)
+            if found.wrong:
+                self._leave()
+                found = compare(wanted, {})
+            self._write(found.missing, tags={"stagetree.weights_sha256": record.weights_sha256})
             with _artifacts(self.entry, record, self._to.checkpoints) as folder:
                 self._client.log_artifacts(self.run_id, folder)
-            self._end("FINISHED")
+            if not self.ended:
+                self._end("FINISHED")
+            self.is_right = True
+            self._recorded.clear()
             while self.older:
                 self._client.set_tag(self.older.pop(), "stagetree.superseded", "true")
 
@@ -100,7 +121,7 @@ class RunWriter:
         with self._lock:
             if self.ended:
                 return
-            self._write(self._take_waiting(), tags={"stagetree.reason": reason[:LONGEST_TAG]})
+            self._write_new(self._take_waiting(), tags={"stagetree.reason": reason[:LONGEST_TAG]})
             if trace:
                 self._client.log_text(self.run_id, trace, "traceback.txt")
             self._end("FAILED")
@@ -114,23 +135,35 @@ class RunWriter:
             finally:
                 self._lock.release()
 
-    def resume(self, run_id: str) -> None:
-        """Go on with a run that an earlier process began, without doubling what it wrote."""
-        steps = [
-            metric.step
-            for name in ("lr", "val/loss", "test/loss")  # epoch 0 has no learning rate
-            for metric in self._client.get_metric_history(run_id, name)
-        ]
-        self.run_id = run_id
-        self._logged = max(steps, default=-1)
-        self._has_final = bool(self._client.get_metric_history(run_id, "train_seconds"))
-        self._client.update_run(run_id, status="RUNNING")
+    def resume(self, run_id: str, recorded: "Metrics", *, finished: bool = False, anew: bool = False) -> None:
+        """Go on with a run that an earlier process began, or put right one that it finished.
+
+        Args:
+            run_id: MLflow's.
+            recorded: all that MLflow holds of its metrics.
+            finished: whether it is finished; else it is RUNNING from now on.
+            anew: whether it says something that MLflow cannot take back, so that another run must supersede it.
+        """
+        self.run_id, self.ended, self.is_right = run_id, finished, False
+        self._recorded = {name: list(points) for name, points in recorded.items()}
+        self._epochs = {step for points in recorded.values() for step, _ in points}
+        if anew:
+            self._leave()
+            return
+        if not finished:
+            self._client.update_run(run_id, status="RUNNING")
         self._describe()  # the earlier process may have died before it did
 
     # ------------------------------------------------------------ with the lock held
 
     def _take_waiting(self) -> dict[int, Mapping[str, float]]:
         return dict(self._waiting.popleft() for _ in range(len(self._waiting)))
+
+    def _leave(self) -> None:
+        """Give up what is recorded, which another run supersedes."""
+        self.older.append(self.run_id)
+        self.run_id, self.ended, self._recorded = None, False, {}
+        self._epochs.clear()
 
     def _begin(self) -> None:
         if self.run_id is not None:
@@ -172,47 +205,43 @@ class RunWriter:
         except MlflowException:  # two were the first to tell of this data set, and MLflow made an entry for one of them
             self._client.log_inputs(self.run_id, inputs)
 
-    def _write(
-        self, epochs: Mapping[int, Mapping[str, float]], *, final: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        """Write those epochs that are not written yet, final figures and tags.
+    def _write_new(self, epochs: Mapping[int, Mapping[str, float]], tags: Mapping[str, str] | None = None) -> None:
+        """Write epochs that MLflow holds nothing of, at first those that were trained before this launch too."""
+        if not self._has_prefix:
+            epochs = self._reached() | epochs
+            self._has_prefix = True
+        self._write({epoch: values for epoch, values in epochs.items() if epoch not in self._epochs}, tags)
 
-        A call takes 1,000 metrics at most and writes all of them or none. An epoch is never divided between two, so
-        that one whose learning rate is there is there as a whole.
-        """
+    def _reached(self) -> dict[int, Mapping[str, float]]:
+        """The epochs of the last state on its way that exists."""
+        for uid in reversed(self.entry.path):
+            record = checkpoint.find(self._to.checkpoints, uid, since=self._to.since)
+            if record is not None:
+                return {line["epoch"]: metrics_of(line) for line in record.history}
+        return {}
+
+    def _write(self, epochs: Epochs, tags: Mapping[str, str] | None = None) -> None:
+        """Write metrics and tags. A call takes 1,000 metrics at most, and writes all of them or none."""
         from mlflow.entities import Metric, RunTag
 
         self._begin()
-        now, last = int(time.time() * 1000), self._logged
-        reached = max([last, *epochs])
-        lines = [
-            [Metric(name, value, now, epoch) for name, value in values.items()]
-            for epoch, values in sorted(epochs.items()) if epoch > last
-        ]  # fmt: skip
-        if final and not self._has_final:
-            # with trainer.test_every_epoch the last epoch's line has them already
-            there = epochs.get(reached, {})
-            lines.append([Metric(name, value, now, reached) for name, value in final.items() if name not in there])
-        batches: list[list[Metric]] = [[]]
-        for line in lines:
-            if len(batches[-1]) + len(line) > MOST_METRICS:
-                batches.append([])
-            batches[-1] += line
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, epoch)
+            for epoch, values in sorted(epochs.items())
+            for name, value in values.items()
+        ]
         run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
-        for metrics in batches:
-            self._client.log_batch(self.run_id, metrics=metrics, tags=run_tags)
-        self._logged = reached
-        if final:
-            self._has_final = True
+        for first in range(0, max(len(metrics), 1), MOST_METRICS):
+            some = metrics[first : first + MOST_METRICS]
+            self._client.log_batch(self.run_id, metrics=some, tags=run_tags)
+            for metric in some:
+                self._recorded.setdefault(metric.key, []).append((metric.step, metric.value))
+                self._epochs.add(metric.step)
 
     def _end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
         self.ended = True
-
-
-def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if name not in ("kind", "uid", "epoch", "seconds")}
 
 
 @contextlib.contextmanager

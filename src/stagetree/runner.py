@@ -22,6 +22,7 @@ from stagetree.claims import store_claims
 from stagetree.compose import Job
 from stagetree.config import Config
 from stagetree.crew import Crew, MachineError
+from stagetree.describe import write_entries
 from stagetree.engine import Engine
 from stagetree.prepare import Plan, plan
 from stagetree.progress import ProgressDisplay
@@ -73,6 +74,7 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
     launch_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
     folder = output_dir / "sweeps" / planned.sweep_id / launch_id
     folder.mkdir(parents=True)
+    write_entries(folder / "runs.jsonl.gz", planned.entries)
     config, tracking = planned.config, planned.config.tracking
     waiting = {node.uid for node in planned.tree.walk()}
     names = {entry.uid: entry.name for entry in planned.entries if entry.uid in waiting}

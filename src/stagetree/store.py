@@ -7,7 +7,7 @@ import math
 import re
 import sqlite3
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,14 +32,20 @@ MOST_IDS = 500
 _TEXT_PARAMS = {"dataset", "dataset_digest"}  # the hexadecimal digest 12e4 is no number
 
 
+Metrics = Mapping[str, Sequence[tuple[int, float]]]
+"""All that a store holds of a run's metrics: by name, each value with its step, in the order of the steps."""
+
+
 @dataclass(frozen=True)
-class _Recorded:
+class Recorded:
     """One run of any kind, as MLflow holds it."""
 
     run_id: str
     status: str
+    artifact_uri: str | None = None
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    """The last value of each."""
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -58,13 +64,26 @@ def load(uri: str, experiment: str) -> DataFrame:
     Raises:
         InputError: the store cannot be read, or has no such experiment.
     """
-    read = _read_sql if is_sql(uri) else _read_mlflow
-    return _to_frame(read(uri, experiment))
+    return _to_frame(filter(is_current, read(uri, experiment)))
 
 
-def _read_sql(uri: str, experiment: str) -> list[_Recorded]:
+def read(uri: str, experiment: str) -> list[Recorded]:
+    """Read all runs of an experiment as they are recorded, sweeps' parent runs and superseded runs too.
+
+    Raises:
+        InputError: as `load`.
+    """
+    return (_read_sql if is_sql(uri) else _read_mlflow)(uri, experiment)
+
+
+def is_current(run: Recorded) -> bool:
+    """Whether this is a run of a configuration, and was not superseded by another record of it."""
+    return run.tags.get("stagetree.kind") == "run" and run.tags.get("stagetree.superseded") != "true"
+
+
+def _read_sql(uri: str, experiment: str) -> list[Recorded]:
     experiments = _sql_table("experiments", "experiment_id", "name", "lifecycle_stage")
-    runs = _sql_table("runs", "run_uuid", "experiment_id", "status", "lifecycle_stage")
+    runs = _sql_table("runs", "run_uuid", "experiment_id", "status", "artifact_uri", "lifecycle_stage")
     try:
         with _engine(uri).connect() as connection:
             active = sql.select(experiments.c.name, experiments.c.experiment_id)
@@ -78,15 +97,16 @@ def _read_sql(uri: str, experiment: str) -> list[_Recorded]:
                 return connection.execute(sql.select(*table.c).join(runs, of_run).where(chosen))
 
             # Runs first: whatever a writer adds meanwhile, a run that was finished here has all its values below.
-            found = connection.execute(sql.select(runs.c.run_uuid, runs.c.status).where(chosen))
-            recorded = {run_id: _Recorded(run_id, status) for run_id, status in found}
-            nobody = _Recorded("", "")  # takes the values of runs that began after that
+            found = connection.execute(sql.select(runs.c.run_uuid, runs.c.status, runs.c.artifact_uri).where(chosen))
+            recorded = {run_id: Recorded(run_id, status, folder) for run_id, status, folder in found}
+            nobody = Recorded("", "")  # takes the values of runs that began after that
             for run_id, key, value in values("params", "key", "value"):
                 recorded.get(run_id, nobody).params[key] = value
             for run_id, key, value in values("tags", "key", "value"):
                 recorded.get(run_id, nobody).tags[key] = value
             for run_id, key, value, is_nan in values("latest_metrics", "key", "value", "is_nan"):
-                recorded.get(run_id, nobody).metrics[key] = math.nan if is_nan else value  # MLflow stores 0 for NaN
+                # MLflow stores 0 for NaN
+                recorded.get(run_id, nobody).metrics[key] = math.nan if is_nan else _unclamped(value)
     except (SQLAlchemyError, ImportError) as error:
         raise _unreadable(uri, getattr(error, "orig", None) or error) from error
     return list(recorded.values())
@@ -100,17 +120,34 @@ def load_histories(uri: str, run_ids: Sequence[str]) -> dict[str, dict[str, dict
     Raises:
         InputError: the store cannot be read.
     """
-    found: dict[str, dict[str, dict[int, float]]] = {run_id: {} for run_id in run_ids}
+    metrics = load_metrics(uri, run_ids, lambda name: "/" in name)
+    return {run_id: {name: dict(points) for name, points in curves.items()} for run_id, curves in metrics.items()}
+
+
+def load_metrics(
+    uri: str, run_ids: Sequence[str], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Metrics]:
+    """Read every value that a store holds of the metrics of runs, by the runs' ids.
+
+    Args:
+        uri: of the store.
+        run_ids: of the runs.
+        wanted: whether a metric of this name is read; from an MLflow server each takes a request.
+
+    Raises:
+        InputError: the store cannot be read.
+    """
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {run_id: {} for run_id in run_ids}
     if not is_sql(uri):
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
         try:
             client = MlflowClient(uri)
-            for run_id, curves in found.items():
-                for key in filter(_is_curve, client.get_run(run_id).data.metrics):
-                    history = client.get_metric_history(run_id, key)
-                    curves[key] = {point.step: _unclamped(point.value) for point in history}
+            for run_id, metrics in found.items():
+                for name in filter(wanted, client.get_run(run_id).data.metrics):
+                    history = client.get_metric_history(run_id, name)
+                    metrics[name] = sorted((point.step, _unclamped(point.value)) for point in history)
         except MlflowException as error:
             raise _unreadable(uri, error) from error
         return found
@@ -120,9 +157,10 @@ def load_histories(uri: str, run_ids: Sequence[str]) -> dict[str, dict[str, dict
             for first in range(0, len(run_ids), MOST_IDS):
                 chosen = table.c.run_uuid.in_(run_ids[first : first + MOST_IDS])
                 query = sql.select(*table.c).where(chosen).order_by(table.c.run_uuid, table.c.key, table.c.step)
-                for run_id, key, step, value, is_nan in connection.execute(query):
-                    if _is_curve(key):
-                        found[run_id].setdefault(key, {})[step] = math.nan if is_nan else _unclamped(value)
+                for run_id, name, step, value, is_nan in connection.execute(query):
+                    if wanted(name):
+                        point = (step, math.nan if is_nan else _unclamped(value))
+                        found[run_id].setdefault(name, []).append(point)
     except SQLAlchemyError as error:
         raise _unreadable(uri, getattr(error, "orig", None) or error) from error
     return found
@@ -131,10 +169,6 @@ def load_histories(uri: str, run_ids: Sequence[str]) -> dict[str, dict[str, dict
 def is_sql(uri: str) -> bool:
     """Whether a store is a database that can be asked directly."""
     return uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
-
-
-def _is_curve(key: str) -> bool:
-    return "/" in key
 
 
 def _sql_table(name: str, *columns: str) -> sql.TableClause:
@@ -154,7 +188,7 @@ def _engine(uri: str) -> sql.Engine:
     return sql.create_engine("sqlite://", creator=connect, poolclass=NullPool)
 
 
-def _read_mlflow(uri: str, experiment: str) -> list[_Recorded]:
+def _read_mlflow(uri: str, experiment: str) -> list[Recorded]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -163,9 +197,12 @@ def _read_mlflow(uri: str, experiment: str) -> list[_Recorded]:
         ids = {found.name: found.experiment_id for found in pages(client.search_experiments)}
         _check_experiment(experiment, ids)
         return [
-            _Recorded(run.info.run_id, run.info.status, run.data.params, run.data.metrics, run.data.tags)
+            Recorded(
+                run.info.run_id, run.info.status, run.info.artifact_uri, run.data.params,
+                {name: _unclamped(value) for name, value in run.data.metrics.items()}, run.data.tags,
+            )
             for run in pages(partial(client.search_runs, [ids[experiment]]))
-        ]
+        ]  # fmt: skip
     except MlflowException as error:
         raise _unreadable(uri, error) from error
 
@@ -180,17 +217,13 @@ def _unreadable(uri: str, error: Exception) -> InputError:
     return InputError(f"tracking.uri: {said} (give an MLflow database or the address of a running MLflow server)")
 
 
-def _to_frame(recorded: Iterable[_Recorded]) -> DataFrame:
-    runs = [
-        run
-        for run in recorded
-        if run.tags.get("stagetree.kind") == "run" and run.tags.get("stagetree.superseded") != "true"
-    ]
+def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
+    runs = list(recorded)
     params = list(dict.fromkeys([*PARAMS, *sorted({key for run in runs for key in run.params})]))
     rows = [
         {
             **run.params,
-            **{key.replace("/", "_"): _unclamped(value) for key, value in run.metrics.items()},
+            **{key.replace("/", "_"): value for key, value in run.metrics.items()},
             "run_id": run.run_id,
             "run_name": run.tags.get("mlflow.runName"),
             "sweep": run.tags.get("stagetree.sweep"),

@@ -9,19 +9,24 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stagetree import checkpoint
+from stagetree.audit import Differences, examine
 from stagetree.claims import store_claims
 from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, pages
 from stagetree.describe import RunEntry
+from stagetree.mistakes import InputError
 from stagetree.recording import LONGEST_TAG, Destination, RunWriter
 from stagetree.threads import Threads
+
+if TYPE_CHECKING:
+    from stagetree.store import Metrics, Recorded
 
 OTHERS_S = 30.0
 """How long a sweep waits at its end for another one to record what both contain."""
@@ -49,16 +54,18 @@ class Tracker:
         artifacts: where those of a new experiment go; `None`: into `output_dir`, or where a server puts them.
         at_once: runs written at a time to a server. A database is quicker with one: there, what takes the time is our
             own work.
+        thorough: look at params and the content of artifacts too, of what is finished.
     """
 
     def __init__(
         self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str, launch: str, command: str,
         runs: Sequence[RunEntry], begun: dict[str, str], since: float = 0.0, artifacts: str | None = None,
-        at_once: int = 1,
+        at_once: int = 1, thorough: bool = False,
     ):  # fmt: skip
         self._uri, self._experiment_name, self._sweep_id = uri, experiment, sweep_id
         self._client = connect(uri)
         self._experiment = experiment_id(self._client, experiment, artifacts or default_artifacts(uri, output_dir))
+        self._params = {run.uid: run.params for run in runs} if thorough else None
         self._writer = f"{socket.gethostname()} {output_dir.resolve()}"
         self._tags = _environment_tags() | {
             "stagetree.writer": self._writer, "stagetree.launch": launch, "stagetree.sweep": sweep_id,
@@ -145,6 +152,7 @@ class Tracker:
         self.catch_up()
         self.settle()
         self._wait_for_others()
+        self._verify()
         complete = all(run.ended for run in self._runs.values())
         self.leave(math.inf, "FINISHED" if complete else "FAILED")
 
@@ -180,7 +188,7 @@ class Tracker:
         return self._calls[-1]
 
     def _finish_soon(self, run: RunWriter) -> None:
-        if not run.ended:
+        if not run.is_right:
             self._soon(lambda: self._ending(run, run.finish))
 
     def _ending(self, run: RunWriter, end: Callable[[], None]) -> None:
@@ -263,21 +271,68 @@ class Tracker:
             uids: of runs whose claim is held.
             running: tags of runs in MLflow that are RUNNING; another machine's are left to it.
         """
-        from stagetree.store import load  # pandas
+        from stagetree.store import load_metrics  # pandas
 
-        frame = load(self._uri, self._experiment_name)
-        frame = frame[frame["uid"].isin(set(uids))].sort_values("status", key=lambda column: column != "finished")
-        for row in frame.itertuples():
-            run, tags = self._runs[row.uid], running.get(row.run_id, {})
-            if self._to.since and row.run_id not in self._to.begun.values():
-                run.older.append(row.run_id)
-            elif row.status == "finished":
-                run.ended = True
-                self._claims.release(self._claim("run", row.uid))
-            elif run.ended:
-                self._client.set_tag(row.run_id, "stagetree.superseded", "true")
-            elif tags.get("stagetree.writer", self._writer) == self._writer:
-                run.resume(row.run_id)
+        chosen, found = set(uids), self._read()
+        finished: dict[str, Recorded] = {}
+        begun: dict[str, Recorded] = {}
+        for run in sorted(found, key=lambda run: (run.status != "FINISHED", run.run_id)):
+            uid = run.tags["stagetree.uid"]
+            if uid not in chosen:
+                continue
+            if self._to.since and run.run_id not in self._to.begun.values():
+                self._runs[uid].older.append(run.run_id)
+            elif uid in finished:
+                self._client.set_tag(run.run_id, "stagetree.superseded", "true")
+            elif run.status == "FINISHED":
+                finished[uid] = run
+            elif running.get(run.run_id, {}).get("stagetree.writer", self._writer) == self._writer:
+                begun[uid] = run
+        metrics = load_metrics(self._uri, [run.run_id for run in begun.values()])
+        for uid, run in begun.items():
+            self._runs[uid].resume(run.run_id, metrics[run.run_id])
+        for run, own, differences in self._examine(list(finished.values())):
+            writer = self._runs[run.tags["stagetree.uid"]]
+            if differences or not self._is_trained(writer):
+                writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
+            else:
+                writer.ended = writer.is_right = True
+                self._claims.release(self._claim("run", writer.entry.uid))
+
+    def _examine(self, runs: Sequence["Recorded"]) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
+        return examine(self._uri, runs, self._to.checkpoints, self._params)
+
+    def _is_trained(self, run: RunWriter) -> bool:
+        record = checkpoint.find(self._to.checkpoints, run.entry.uid)
+        return record is not None and record.test is not None
+
+    def _read(self) -> list["Recorded"]:
+        """What the experiment holds of this sweep's runs, but for what was superseded."""
+        from stagetree.store import is_current, read
+
+        return [
+            run for run in read(self._uri, self._experiment_name)
+            if is_current(run) and run.tags.get("stagetree.uid") in self._runs
+        ]  # fmt: skip
+
+    def _verify(self) -> None:
+        """Look at what was recorded, and put right what is not.
+
+        Raises:
+            InputError: it cannot be put right.
+        """
+        for attempt in range(2):
+            mine = [run for run in self._read() if run.status == "FINISHED"]
+            wrong = [found for found in self._examine(mine) if found[2]]
+            for run, own, differences in wrong:
+                writer = self._runs[run.tags["stagetree.uid"]]
+                if attempt:
+                    raise InputError(f"run {writer.entry.name}: {differences} (stagetree verify says more)")
+                if self._claims.take(self._claim("run", writer.entry.uid)):
+                    writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
+                    self._ending(writer, writer.finish)
+            if not wrong:
+                return
 
 
 def _timed(call: Callable[[], None]) -> float:

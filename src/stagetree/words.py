@@ -23,6 +23,7 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   predict  RUN picture.png ...: name the classes of pictures; RUN is best, a run's name, or the beginning of its id
   export   RUN DIR: write a trained model that needs torch and safetensors alone
   migrate  URI: copy what is recorded to another MLflow store, such as a team's server
+  verify   say whether checkpoints, MLflow and the leaderboard agree (--repair: put right what does not)
 
   stagetree train dataset=mnist model=mlp_300 "schedule.stages=[(3,1e-1)]"
   stagetree sweep dataset=mnist model=mlp,mlp_300 "schedule.stages=[(5,1e-1),(5,1e-2)],[(5,1e-1),(5,1e-3)]" seed=1,2
@@ -46,9 +47,10 @@ OPTIONS = {
     "predict": {},
     "export": {},
     "migrate": {},
+    "verify": {"repair": "verify.repair"},
 }
 """For each command, options that are another way to write an override."""
-SWITCHES = {"fresh", "quiet"}
+SWITCHES = {"fresh", "quiet", "repair"}
 """Options without a value: they stand for `true`."""
 WORDS: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "data": lambda words: [f"dataset={_quoted(words[0])}"],
