@@ -21,7 +21,7 @@ from stagetree.tracking import Tracker
 def entry(uid: str, output_dir: Path) -> RunEntry:
     dataset = {"name": "none", "digest": "0" * 64}
     run = RunEntry(
-        uid=uid, name=f"run {uid}", trunk_name="", path=(uid,), shared_epochs=0,
+        uid=uid, name=f"run {uid}", trunk_name="", trunk="", path=(uid,), shared_epochs=0,
         params={"seed": 0, "epochs": [1]}, dataset=dataset,
         config={}, command="",
     )  # fmt: skip

@@ -91,7 +91,7 @@ def test_a_run_says_in_mlflow_what_it_is(client):
     assert params["n_params"] == str(17 * 6 + 7 * 5 + 6 * 3)
     assert run.data.tags["stagetree.shared_epochs"] == "2"
     assert run.data.tags["version.torch"]
-    assert run.inputs.dataset_inputs[0].dataset.name == "npz"
+    assert run.inputs.dataset_inputs[0].dataset.name == "small.npz"
     parent = client.get_run(run.data.tags["mlflow.parentRunId"])
     assert (parent.data.tags["stagetree.kind"], parent.info.status) == ("sweep", "FINISHED")
 

@@ -70,6 +70,11 @@ class Dataset(Frozen):
     duplicates: Literal["ignore", "warn", "error"] = "warn"
     """What to do about training pictures that stand in the test set."""
 
+    @property
+    def label(self) -> str:
+        """What people call it: the name, with what tells its like apart."""
+        return self.name
+
     @model_validator(mode="after")
     def _std_is_positive(self):
         if any(value <= 0 for value in self.std):
@@ -105,6 +110,10 @@ class Emnist(Dataset):
     split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
     """Which of its six splits."""
 
+    @property
+    def label(self) -> str:
+        return f"emnist-{self.split}"
+
 
 class Npz(HeldOutTest):
     """The user's own arrays in one `.npz` file."""
@@ -112,6 +121,10 @@ class Npz(HeldOutTest):
     name: Literal["npz"]
     file: str
     """Relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`."""
+
+    @property
+    def label(self) -> str:
+        return Path(self.file).name
 
 
 class ImageFolder(HeldOutTest):
@@ -124,6 +137,10 @@ class ImageFolder(HeldOutTest):
     """Pixels; other pictures are resized."""
     grayscale: bool = False
     """One channel instead of red, green and blue."""
+
+    @property
+    def label(self) -> str:
+        return Path(self.root).resolve().name
 
 
 AnyDataset = Annotated[Digits | Torchvision | Emnist | Npz | ImageFolder, Discriminator("name")]

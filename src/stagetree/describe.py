@@ -12,6 +12,7 @@ from typing import Any
 
 from stagetree.config import Config
 from stagetree.data import DataInfo
+from stagetree.identity import trunk_digest
 from stagetree.tree import Run, StageTree
 
 
@@ -23,6 +24,8 @@ class RunEntry:
     name: str
     trunk_name: str
     """Its name without the schedule."""
+    trunk: str
+    """Digest of all that decides its numbers but schedule and seed: equal for runs that averages may put together."""
     path: tuple[str, ...]
     """Uids of the states on its way, its own last."""
     params: Mapping[str, Any]
@@ -61,13 +64,16 @@ def describe(
     commands: Mapping[str, str],
 ) -> tuple[RunEntry, ...]:
     """Describe each run; names say what varies in the sweep. All mappings are by uid."""
-    params = {uid: _params(config, infos[uid]) for uid, config in configs.items()}
+    params = {uid: recorded_params(config, runs[uid].trunk, len(infos[uid].classes)) for uid, config in configs.items()}
     # a setting that only some optimizers or losses have varies where those that have it differ
     values: dict[str, set[str]] = {}
     for one in params.values():
         for key, value in one.items():
             values.setdefault(key, set()).add(str(value))
     varying = {key for key, distinct in values.items() if len(distinct) > 1}
+    data_said = {(*(str(one.get(name)) for name in DATA_PARAMS), one["dataset_digest"]) for one in params.values()}
+    if len({said[:-1] for said in data_said}) == len(data_said):
+        varying.discard("dataset_digest")
     paths = _paths(whole)
     users: dict[str, int] = {}
     for path in paths.values():
@@ -79,11 +85,12 @@ def describe(
             uid=uid,
             name=_name(params[uid], varying),
             trunk_name=_name(params[uid], varying, without=("lrs", "epochs")),
+            trunk=trunk_digest(runs[uid].trunk),
             path=paths[uid],
             params=params[uid],
             config=configs[uid].model_dump(mode="json"),
             dataset={
-                "name": infos[uid].name, "digest": infos[uid].digest,
+                "name": configs[uid].dataset.label, "digest": infos[uid].digest,
                 "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,
             },
             shared_epochs=sum(epochs[node] for node in paths[uid] if users[node] > 1),
@@ -104,33 +111,41 @@ def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
     return ends
 
 
-def _params(config: Config, info: DataInfo) -> dict[str, Any]:
-    """MLflow's parameters: readable lists beside numbers that its plots can use."""
-    n_classes, stages = len(info.classes), config.schedule.stages
-    optimizer = config.optimizer.model_dump(mode="json")
-    loss = config.loss.model_dump(mode="json")
+DATA_PARAMS = ("dataset", "test_size", "test_seed", "height", "width", "grayscale")
+"""What tells data sets apart for people; data that differs all the same is told apart by its digest."""
+
+
+def recorded_params(config: Config, trunk: str, n_classes: int) -> dict[str, Any]:
+    """MLflow's parameters: all that decides the numbers, readable lists beside numbers that its plots can use.
+
+    Args:
+        config: of the run.
+        trunk: of the run, from which each setting is taken, whichever there are.
+        n_classes: of the data.
+    """
+    rest, stages = json.loads(trunk), config.schedule.stages
+    model, loss, optimizer = (rest.pop(name) for name in ("model", "loss", "optimizer"))
+    dataset = config.dataset.model_dump(mode="json")
     params = {
-        "dataset": info.name,
-        "dataset_digest": info.digest[:16],
-        "val_size": config.dataset.val_size,
+        "dataset": config.dataset.label,
+        "dataset_digest": rest.pop("data")[:16],
+        **{name: dataset[name] for name in DATA_PARAMS if name in dataset},
+        **{name: rest.pop(name) for name in ("mean", "std", "val_size", "val_seed")},
         "architecture": config.model.architecture(n_classes),
-        "hidden_sizes": list(config.model.hidden_sizes),
-        "activation": config.model.activation,
-        "dropout": config.model.dropout,
-        "n_params": config.model.n_params(info.in_features, n_classes),
+        **model,
+        "n_params": rest.pop("n_params"),
         "n_layers": len(config.model.hidden_sizes) + 1,
         "loss": loss.pop("name"),
         **loss,
         "optimizer": optimizer.pop("name"),
         **optimizer,
-        "reset_optimizer": config.schedule.reset_optimizer,
+        "reset_optimizer": rest.pop("reset_optimizer"),
         "lrs": [stage.lr for stage in stages],
         "epochs": [stage.epochs for stage in stages],
         "epochs_total": sum(stage.epochs for stage in stages),
-        "batch_size": config.trainer.batch_size,
-        "shuffle": config.trainer.shuffle,
-        "precision": config.trainer.precision,
-        "seed": config.seed,
+        "batch_size": rest.pop("batch_size"),
+        **{name: value for name, value in rest.items() if name != "seed"},
+        "seed": rest["seed"],
     }
     for index, stage in enumerate(stages):
         params |= {f"lr_{index}": stage.lr, f"log10_lr_{index}": math.log10(stage.lr), f"epochs_{index}": stage.epochs}
@@ -138,7 +153,7 @@ def _params(config: Config, info: DataInfo) -> dict[str, Any]:
 
 
 _IN_NAMES = {"architecture", "optimizer", "lrs"}  # always named
-_NOT_IN_NAMES = {"hidden_sizes", "n_params", "n_layers", "epochs_total", "dataset_digest"}  # said by others
+_NOT_IN_NAMES = {"hidden_sizes", "n_params", "n_layers", "epochs_total"}  # said by others
 
 
 def _name(params: Mapping[str, Any], varying: set[str], without: Sequence[str] = ()) -> str:
@@ -151,6 +166,8 @@ def _name(params: Mapping[str, Any], varying: set[str], without: Sequence[str] =
             continue
         if key == "architecture":
             words.append("-".join(map(str, params["hidden_sizes"])) or "softmax")
+        elif key == "dataset_digest":
+            words.append(f"data {value[:8]}")
         elif key in ("dataset", "optimizer", "activation"):
             words.append(str(value))
         elif key in ("lrs", "epochs"):

@@ -54,7 +54,8 @@ def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, 
     labels, built = {}, []
     for place, run_id in enumerate(histories):
         row = known.loc[run_id]
-        trunk = canonical_json({name: str(row[name]) for name in trunk_columns})
+        told = ["trunk", "seed"] if row["trunk"] else trunk_columns
+        trunk = canonical_json({name: str(row[name]) for name in told})
         stages = tuple(map(Stage, map(int, _numbers(row["epochs"])), _numbers(row["lrs"])))
         if not stages:
             continue

@@ -1,5 +1,8 @@
 """Which run a configuration is: what decides the numbers, apart from what does not."""
 
+import hashlib
+import json
+
 from stagetree.config import SGD, Config
 from stagetree.tree import Run, canonical_json
 
@@ -36,3 +39,9 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, dev
         shape=canonical_json({**shape, "optimizer": optimizer["name"], "folded": folded}),
         stages=config.schedule.stages,
     )
+
+
+def trunk_digest(trunk: str) -> str:
+    """Identify all that decides the numbers but schedule and seed: 16 hex digits."""
+    settings = {name: value for name, value in json.loads(trunk).items() if name != "seed"}
+    return hashlib.sha256(canonical_json(settings).encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """DataFrame -> leaderboard: runs in the order of a metric, one by one or as means over seeds."""
 
 import re
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -13,6 +14,8 @@ from stagetree.store import ATTRIBUTES, METRICS, PARAMS
 
 STATUSES = ("finished", "running", "scheduled", "killed", "failed")
 """Of runs, in the order in which they are listed."""
+OUTSIDE_TRUNK = ("seed", "lrs", "epochs")
+"""Params that `stagetree.trunk` does not cover."""
 _FIGURES = ("val_loss", "val_acc", "test_loss", "test_acc")
 _OPTIMIZER_SETTINGS = tuple(
     dict.fromkeys(name for kind in get_args(get_args(AnyOptimizer)[0]) for name in kind.model_fields if name != "name")
@@ -47,7 +50,10 @@ def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
 
 
 def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFrame:
-    """Make one line of the runs that are equal in all params but `over`, ranked by the mean of the metric.
+    """Make one line of the runs that are equal in all that decides their numbers but `over`, ranked by the mean.
+
+    Over seeds or schedules that is the recorded trunk, whichever params there are; over another setting, and for runs
+    that were recorded without it, all params but that one.
 
     Each metric has `_mean`, `_std` (ddof=1; empty for one value) and `_n` over the finite values of finished runs. `n`
     counts finished runs, `n_failed` those that failed or were killed; a uid that occurs twice counts once.
@@ -69,7 +75,7 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
     runs = frame.assign(n=finished, n_failed=frame["status"].isin(["failed", "killed"]))
     runs[list(METRICS)] = runs[list(METRICS)].where(np.isfinite(runs[list(METRICS)])).mask(~finished)
     runs = runs.sort_values(["n", "uid"], ascending=[False, True]).drop_duplicates("uid")  # finished ones stay
-    runs = runs.set_index(runs.groupby(identity, dropna=False).ngroup())
+    runs = runs.set_index(_lines(runs, identity, over))
     line = runs.groupby(level=0)
     first, mean = runs[~runs.index.duplicated()], line[list(METRICS)].mean()
     statistics = {}
@@ -80,6 +86,16 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
     described, others = _split_params(first[identity])
     lines = first[[*described, *others]].assign(**statistics, **line[["n", "n_failed"]].sum())
     return _numbered(lines.loc[order, [*described, *statistics, "n", "n_failed", *others]], int(ranked.sum()), metric)
+
+
+def _lines(runs: DataFrame, params: Sequence[str], over: str) -> Series:
+    """Number the runs by what they are, but for one param."""
+    known = runs["trunk"].notna() & (over in OUTSIDE_TRUNK)
+    outside = [name for name in OUTSIDE_TRUNK if name != over]
+    others = [name for name in params if name not in outside]
+    keys = runs[outside].assign(trunk=runs["trunk"].where(known, None))
+    keys = keys.join(runs[others].astype(object).mask(known))
+    return keys.groupby(list(keys), dropna=False).ngroup()
 
 
 def _choose_metric(frame: DataFrame, metric: str | None) -> str:

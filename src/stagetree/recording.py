@@ -190,14 +190,15 @@ class RunWriter:
         self._to.begun[entry.uid] = self.run_id
 
     def _describe(self) -> None:
-        """Write params and the data set's digest; writing them again changes nothing."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        """Write params and the digests of trunk and data; writing them again changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
         from mlflow.exceptions import MlflowException
 
         entry = self.entry
         params = [Param(key, str(value)) for key, value in entry.params.items()]
+        tags = [RunTag("stagetree.trunk", entry.trunk)]
         for first in range(0, len(params), MOST_PARAMS):
-            self._client.log_batch(self.run_id, params=params[first : first + MOST_PARAMS])
+            self._client.log_batch(self.run_id, params=params[first : first + MOST_PARAMS], tags=tags)
         inputs = [
             DatasetInput(
                 Dataset(

@@ -22,7 +22,7 @@ from stagetree.config import Metric
 from stagetree.connect import pages
 from stagetree.mistakes import InputError, choices
 
-ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "status", "reason", "command")
+ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "trunk", "status", "reason", "command")
 PARAMS = ("dataset", "architecture", "n_params", "optimizer", "lrs", "epochs", "batch_size", "seed")
 METRICS = get_args(Metric)
 """What runs can be ranked by; ties are broken in this order, but never by time, which no two machines share."""
@@ -52,8 +52,9 @@ class Recorded:
 def load(uri: str, experiment: str) -> DataFrame:
     """Read all runs of an experiment, a row each, ordered by uid.
 
-    Sweeps' parent runs, superseded runs and deleted runs are left out. The columns are `ATTRIBUTES`, then `PARAMS` and
-    every other param of any run, then `METRICS`, float64. Params whose values are all numbers are numbers, Int64 or
+    Sweeps' parent runs, superseded runs and deleted runs are left out. A name that several data sets have is followed
+    by the beginning of the digest, `small.npz 1a2b3c4d`. The columns are `ATTRIBUTES`, then `PARAMS` and every other
+    param of any run, then `METRICS`, float64. Params whose values are all numbers are numbers, Int64 or
     float64; missing text is None.
 
     Args:
@@ -227,6 +228,7 @@ def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
             "run_name": run.tags.get("mlflow.runName"),
             "sweep": run.tags.get("stagetree.sweep"),
             "uid": run.tags.get("stagetree.uid"),
+            "trunk": run.tags.get("stagetree.trunk") or None,
             "status": run.status.lower(),
             "reason": run.tags.get("stagetree.reason"),
             "command": run.tags.get("stagetree.command"),
@@ -235,8 +237,18 @@ def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
     ]
     frame = DataFrame(rows, columns=[*ATTRIBUTES, *params, *METRICS], dtype=object)
     numbers = {key: _to_numbers(frame[key]) for key in params if key not in _TEXT_PARAMS}
-    frame = frame.assign(**numbers).astype(dict.fromkeys(METRICS, "float64"))
+    frame = _tell_data_apart(frame.assign(**numbers).astype(dict.fromkeys(METRICS, "float64")))
     return frame.sort_values(["uid", "run_id"], ignore_index=True)
+
+
+def _tell_data_apart(frame: DataFrame) -> DataFrame:
+    """Add to the name of a data set that stands for several the beginning of each one's digest."""
+    if "dataset_digest" not in frame:
+        return frame
+    several = frame.groupby("dataset")["dataset_digest"].transform("nunique") > 1
+    return frame.assign(
+        dataset=frame["dataset"].mask(several, frame["dataset"] + " " + frame["dataset_digest"].str[:8])
+    )
 
 
 def _unclamped(value: float) -> float:
