@@ -18,7 +18,7 @@ from stagetree.epoch import Split, Training, evaluate, never, prepare_device
 from stagetree.events import EventLog
 from stagetree.model import State, initial_state
 from stagetree.stopping import Stopped
-from stagetree.tree import Node, Stage, prefix_uid
+from stagetree.tree import Node
 from stagetree.unit import Settings
 
 QUICK_S = 0.3
@@ -212,8 +212,7 @@ class _Members:
         for k, node in enumerate(self.nodes):
             if node.uid in failed:
                 continue
-            *before, stage = node.stages
-            uid = prefix_uid(node.trunk, (*before, Stage(stage.epochs - node.epochs + done, stage.lr)))
+            uid = node.uid_before(node.epochs - done)
             there = checkpoint.find(self.folder, uid)
             if there is None or there.partial:  # another sweep may have ended a run here
                 self.save(k, uid, partial=True)
