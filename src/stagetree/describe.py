@@ -7,7 +7,8 @@ from typing import Any
 
 from stagetree.config import Config
 from stagetree.data import DataInfo
-from stagetree.tree import Run, StageTree
+from stagetree.notation import WRITTEN_OUT, brief, short
+from stagetree.tree import Run, Stages, StageTree
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RunEntry:
     """Resolved configuration."""
     dataset: Mapping[str, Any]
     """`name`, `digest`, `n_train`, `n_test`."""
+    stages: Stages
     shared_epochs: int
     """Epochs of its schedule that it shares with another run of the sweep."""
     command: str
@@ -64,6 +66,7 @@ def describe(
                 "name": infos[uid].name, "digest": infos[uid].digest,
                 "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,
             },
+            stages=configs[uid].schedule.stages,
             shared_epochs=sum(epochs[node] for node in paths[uid] if users[node] > 1),
             command=commands[uid],
         )
@@ -73,13 +76,15 @@ def describe(
 
 def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
     """The uids on the way to each run's final state."""
-    paths: dict[str, tuple[str, ...]] = {}
-    ends = {}
+    parents = {node.uid: node.parent for node in tree.walk()}
+    paths = {}
     for node in tree.walk():
-        paths[node.uid] = (*paths.get(node.parent, ()), node.uid)
         if node.final:
-            ends[node.uid] = paths[node.uid]
-    return ends
+            path = [node.uid]
+            while parent := parents[path[-1]]:
+                path.append(parent)
+            paths[node.uid] = tuple(reversed(path))
+    return paths
 
 
 def _params(config: Config, info: DataInfo) -> dict[str, Any]:
@@ -102,15 +107,15 @@ def _params(config: Config, info: DataInfo) -> dict[str, Any]:
         "optimizer": optimizer.pop("name"),
         **optimizer,
         "reset_optimizer": config.schedule.reset_optimizer,
-        "lrs": [stage.lr for stage in stages],
-        "epochs": [stage.epochs for stage in stages],
+        "lrs": brief([stage.lr for stage in stages]),
+        "epochs": brief([stage.epochs for stage in stages]),
         "epochs_total": sum(stage.epochs for stage in stages),
         "batch_size": config.trainer.batch_size,
         "shuffle": config.trainer.shuffle,
         "precision": config.trainer.precision,
         "seed": config.seed,
     }
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(stages if len(stages) <= WRITTEN_OUT else ()):
         params |= {f"lr_{index}": stage.lr, f"log10_lr_{index}": math.log10(stage.lr), f"epochs_{index}": stage.epochs}
     return params
 
@@ -132,7 +137,8 @@ def _name(params: Mapping[str, Any], varying: set[str], without: Sequence[str] =
         elif key in ("dataset", "optimizer", "activation"):
             words.append(str(value))
         elif key in ("lrs", "epochs"):
-            words.append(f"{key.removesuffix('s') if key == 'lrs' else key} " + ">".join(f"{part:g}" for part in value))
+            written = value if isinstance(value, str) else ">".join(map(short, value))
+            words.append(f"{'lr' if key == 'lrs' else key} {written}")
         else:
             words.append(f"{key} {value}")
     return " ".join(words)

@@ -127,7 +127,7 @@ class Trainer:
         tests = members.evaluate(["test"]) if any(node.final for node in nodes) else []
         for k, node in enumerate(nodes):
             if node.uid not in failed:
-                members.save(k, node.uid, test=tests[k] if node.final else None)
+                members.save_end(k, tests[k] if node.final else None)
                 self.log.append({"kind": "done", "uid": node.uid})
         members.remove_partials()
         return failed
@@ -206,6 +206,16 @@ class _Members:
             history=tuple(self.histories[k]), test=test, partial=partial,
         )  # fmt: skip
 
+    def save_end(self, k: int, test: Mapping[str, float] | None) -> None:
+        """Keep the state that a member's node leads to."""
+        uid = self.nodes[k].uid
+        self.save(k, uid, test=test, partial=not self.nodes[k].kept and self._is_ours(uid))
+
+    def _is_ours(self, uid: str) -> bool:
+        """Whether a state may go again; another sweep may have ended a run there."""
+        there = checkpoint.find(self.folder, uid)
+        return there is None or there.partial
+
     def save_partials(self, done: int, failed: Mapping[str, str]) -> None:
         """Keep states within a stage, so that a killed run goes on from there; those before them go."""
         old, self._partials = self._partials, set()
@@ -213,8 +223,7 @@ class _Members:
             if node.uid in failed:
                 continue
             uid = node.uid_before(node.epochs - done)
-            there = checkpoint.find(self.folder, uid)
-            if there is None or there.partial:  # another sweep may have ended a run here
+            if self._is_ours(uid):
                 self.save(k, uid, partial=True)
                 self._partials.add(uid)
         self._remove(old - self._partials)

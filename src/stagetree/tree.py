@@ -14,6 +14,10 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+LONGEST_CHAIN = 8
+"""Stages one after the other that people see as a line each; more are one line."""
+KEPT = 100
+"""Stages of which each end is kept; after that each hundredth, since a state holds its whole history."""
 FORMAT = 2
 """Part of every uid: raised when the same configuration would give other numbers."""
 
@@ -112,6 +116,8 @@ class Node:
     """Trained here; 0: only the final figures are missing."""
     final: bool
     """Whether a run ends here, so that it is evaluated on the test set."""
+    kept: bool = field(default=True, compare=False)
+    """Whether its state stays once what starts from it is trained."""
     children: tuple["Node", ...] = ()
 
     @property
@@ -152,7 +158,7 @@ class Node:
             stack.extend(reversed(node.children))
 
 
-_PLAIN = ("uid", "parent", "trunk", "shape", "depth", "end", "last_epoch", "epochs", "final")
+_PLAIN = ("uid", "parent", "trunk", "shape", "depth", "end", "last_epoch", "epochs", "final", "kept")
 
 
 def nodes_to_json(nodes: Iterable[Node]) -> dict[str, Any]:
@@ -251,7 +257,9 @@ def _grow(runs: Sequence[Run]) -> list[Node]:
         growing += ([(longer, depth, end, here)] if longer else []) + _forks(ending, depth + 1, here)[::-1]
     below: list[list[Node]] = [[] for _ in range(len(made) + 1)]  # the last: roots
     for place in reversed(range(len(made))):
-        below[above[place]].insert(0, Node(**made[place], children=tuple(below[place])))
+        node = Node(**made[place], children=tuple(below[place]))
+        passed = not node.final and len(node.children) == 1 and node.depth > KEPT and node.depth % KEPT
+        below[above[place]].insert(0, replace(node, kept=False) if passed else node)
     return below[-1]
 
 
