@@ -22,16 +22,16 @@ import yaml
 from stagetree import checkpoint
 from stagetree.audit import Epochs, compare, expected, metrics_of
 from stagetree.checkpoint import Record
-from stagetree.connect import MOST_METRICS, MOST_PARAMS
+from stagetree.connect import LONGEST_TAG, MOST_METRICS, MOST_PARAMS, cut, in_pieces
 from stagetree.curves import draw
 from stagetree.describe import RunEntry
+from stagetree.notation import WRITTEN_OUT
+from stagetree.tree import canonical_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from stagetree.store import Metrics
-
-LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,12 @@ class RunWriter:
             "stagetree.kind": "run",
             "stagetree.uid": entry.uid,
             "stagetree.shared_epochs": str(entry.shared_epochs),
-            "stagetree.command": entry.command[:LONGEST_TAG],
-            "mlflow.note.content": f"`{entry.command[:LONGEST_TAG]}` trains this run alone.",
+            **in_pieces("stagetree.command", entry.command),
+            "mlflow.note.content": f"`{cut(entry.command)}` trains this run alone.",
         }
+        if len(entry.stages) > WRITTEN_OUT:  # the params hold it in brief
+            pairs = [[stage.epochs, stage.lr] for stage in entry.stages]
+            tags |= in_pieces("stagetree.stages", canonical_json(pairs))
         self.run_id = self._client.create_run(self._to.experiment, run_name=entry.name, tags=tags).info.run_id
         self._to.begun[entry.uid] = self.run_id
 
@@ -262,6 +265,6 @@ def _artifacts(entry: RunEntry, record: Record, checkpoints: Path) -> Iterator[s
         except OSError:  # not every shared folder has links
             shutil.copy(weights, Path(folder) / "weights.safetensors")
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(entry.config, sort_keys=False))
-        curves = draw(entry.name, record.history, entry.params["epochs"])
+        curves = draw(entry.name, record.history, [stage.epochs for stage in entry.stages])
         (Path(folder) / "curves.svg").write_text(curves, encoding="utf-8")
         yield folder

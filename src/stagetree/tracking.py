@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from stagetree import checkpoint
 from stagetree.audit import Differences, examine
 from stagetree.claims import store_claims
-from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, pages
+from stagetree.connect import connect, cut, default_artifacts, experiment_id, find_sweep, in_pieces, is_server, pages
 from stagetree.describe import RunEntry
 from stagetree.mistakes import InputError
-from stagetree.recording import LONGEST_TAG, Destination, RunWriter
+from stagetree.recording import Destination, RunWriter
 from stagetree.threads import Threads
 
 if TYPE_CHECKING:
@@ -261,7 +261,8 @@ class Tracker:
             return found
         tags = self._tags | {
             "stagetree.kind": "sweep",
-            "mlflow.note.content": f"`{command[:LONGEST_TAG]}`",
+            **in_pieces("stagetree.command", command),
+            "mlflow.note.content": f"`{cut(command)}`",
         }
         name = f"sweep of {n_runs} runs {self._sweep_id}" if n_runs > 1 else f"train {self._sweep_id}"
         return self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id

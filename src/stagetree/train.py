@@ -18,7 +18,7 @@ from stagetree.epoch import Split, Training, evaluate, never, prepared_device
 from stagetree.events import EventLog
 from stagetree.model import State, initial_state
 from stagetree.stopping import Stopped
-from stagetree.tree import Node, Stage, prefix_uid
+from stagetree.tree import Node
 from stagetree.unit import Settings
 
 QUICK_S = 0.3
@@ -134,7 +134,7 @@ class Trainer:
                 continue
             test = tests[k] if node.final else {}
             reason = _diverged(test, node.first_epoch + node.epochs, node.lr)
-            members.save(k, node.uid, test=None if reason or not node.final else test)
+            members.save_end(k, None if reason or not node.final else test)
             if reason:
                 self.fail(node, reason, alone=True)
             else:
@@ -226,16 +226,24 @@ class _Members:
             history=tuple(self.histories[k]), test=test, partial=partial,
         )  # fmt: skip
 
+    def save_end(self, k: int, test: Mapping[str, float] | None) -> None:
+        """Keep the state that a member's node leads to."""
+        uid = self.nodes[k].uid
+        self.save(k, uid, test=test, partial=not self.nodes[k].kept and self._is_ours(uid))
+
+    def _is_ours(self, uid: str) -> bool:
+        """Whether a state may go again; another sweep may have ended a run there."""
+        there = checkpoint.find(self.folder, uid)
+        return there is None or there.partial
+
     def save_partials(self, done: int, failed: Mapping[str, str]) -> None:
         """Keep states within a stage, so that a killed run goes on from there; those before them go."""
         old, self._partials = self._partials, set()
         for k, node in enumerate(self.nodes):
             if node.uid in failed:
                 continue
-            *before, stage = node.stages
-            uid = prefix_uid(node.trunk, (*before, Stage(stage.epochs - node.epochs + done, stage.lr)))
-            there = checkpoint.find(self.folder, uid)
-            if there is None or there.partial:  # another sweep may have ended a run here
+            uid = node.uid_before(node.epochs - done)
+            if self._is_ours(uid):
                 self.save(k, uid, partial=True)
                 self._partials.add(uid)
         self._remove(old - self._partials)
