@@ -187,6 +187,24 @@ def test_one_seed_and_a_failed_run(source, browser, tmp_path):
         assert "Welch" not in tab.inner_text("#ties")
 
 
+def test_seeds_beyond_the_numbers_of_javascript_are_shown_and_filtered_digit_by_digit(source, browser, tmp_path):
+    seeds = {0: 2**53, 1: 2**53 + 1, 2: 2**63 - 1}
+    frame = source.frame.assign(seed=source.frame["seed"].map(seeds).astype("Int64"))
+    path = tmp_path / "large.html"
+    page.write_page(page.Source(frame, source.uri, source.output_dir), path)
+    with watched(browser) as tab:
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("#curves-plot .main-svg")
+        assert sorted(set(cells(tab, "seed"))) == sorted(map(str, seeds.values()))
+        for text, count in [(f"seed={2**53}", 6), (f"seed={2**53 + 1}", 6), (f"seed={2**53 + 2}", 0), ("seed=1", 0),
+                            (f"seed>{2**53}", 12), (f"seed<={2**53 + 1}", 12), (f"seed>={2**63 - 1}", 6)]:  # fmt: skip
+            tab.fill("#filter", text)
+            assert tab.locator("#rows tbody tr").count() == count, text
+        tab.fill("#filter", "")
+        tab.click("#rows thead button >> text=seed")
+        assert cells(tab, "seed") == [str(seed) for seed in seeds.values() for _ in range(6)]
+
+
 def test_hostile_names_stay_text(source, browser, tmp_path):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     named = source.frame.assign(run_name=hostile)

@@ -11,6 +11,7 @@ from sweeps import stagetree
 from stagetree import checkpoint, data, pictures, store
 from stagetree.mistakes import InputError
 from stagetree.model import sequential
+from stagetree.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_predictions_are_those_of_the_plain_module(trained):
     frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
     run = pictures.find_run(frame, "best")
     files = [str(trained / f"{label}.png") for label in range(3)]
-    found = pictures.classify(run["uid"], files, trained / "mlruns")
+    found = pictures.classify(Network.load(trained / "mlruns", run["uid"]), files)
     weights = load_file(trained / "mlruns" / "checkpoints" / f"{run['uid']}.safetensors")
     module = sequential(16, [128], 3, activation="relu")
     module.load_state_dict(weights)

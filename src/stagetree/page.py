@@ -21,7 +21,7 @@ from pandas import DataFrame, Series
 from stagetree import data, history, ranking, report, stats, store
 from stagetree.checkpoint import write_atomic
 from stagetree.mistakes import InputError
-from stagetree.network import Mistake, Network, confusion
+from stagetree.network import Mistake, Network, confusion, load_run
 
 MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
 """Runs whose learning curves are read, the best first; of a server each is a request."""
@@ -44,6 +44,10 @@ class Source:
     """As for `ranking.rank`."""
     command: str = ""
     """What was typed; empty: all runs of the experiment."""
+
+
+MOST_EXACT = 2**53
+"""The last whole number that JavaScript tells from the next."""
 
 
 def write_page(source: Source, path: Path) -> None:
@@ -99,7 +103,7 @@ def gather(source: Source) -> dict[str, Any]:
     most = MOST_CURVES if store.is_sql(source.uri) else MOST_CURVES_OF_SERVER
     shown = ranked["run_id"].head(most).tolist()
     histories = store.load_histories(source.uri, shown) if shown else {}
-    best = _load_best(ranked, known, source.output_dir)
+    best = _load_best(ranked, known, source)
     return {
         "metric": metric,
         "command": source.command,
@@ -146,14 +150,23 @@ def _is_figure(name: str) -> bool:
 
 def _kind(name: str, column: Series) -> str:
     """How a value is written: `acc` as per cent, `loss`, `number` or `text`."""
-    if not pd.api.types.is_numeric_dtype(column):
+    if not _is_numeric(column):
         return "text"
     stem = re.sub(r"_(mean|std)$", "", name)
     return next((kind for kind in ("acc", "loss", "seconds") if stem.endswith(f"_{kind}")), "number")
 
 
+def _is_numeric(column: Series) -> bool:
+    """Whether JavaScript's numbers hold a column's values, which are floats: seeds go up to 2**63 - 1."""
+    if not pd.api.types.is_numeric_dtype(column):
+        return False
+    return not (pd.api.types.is_integer_dtype(column) and (column > MOST_EXACT).any())
+
+
 def _plain(column: Series) -> list[Any]:
     values = column.astype(object).where(column.notna(), None).tolist()
+    if pd.api.types.is_numeric_dtype(column) and not _is_numeric(column):
+        return [value if value is None else str(value) for value in values]
     if pd.api.types.is_float_dtype(column):
         return [value if value is None else float(f"{value:.8g}") for value in values]
     return values
@@ -210,7 +223,7 @@ def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
         {
             "name": name,
             "importance": {kind: float(f"{share:.4f}") for kind, share in importance.loc[name].items()},
-            "numeric": pd.api.types.is_numeric_dtype(known[name]),
+            "numeric": _is_numeric(known[name]),
             "values": _plain(known[name]),
         }
         for name in importance.index
@@ -220,12 +233,12 @@ def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- the best run
 
 
-def _load_best(ranked: DataFrame, known: DataFrame, output_dir: Path) -> Network | str:
+def _load_best(ranked: DataFrame, known: DataFrame, source: Source) -> Network | str:
     """The first run's network, or why there is none."""
     if ranked["rank"].isna().all():
         return "No run is ranked yet."
     try:
-        return Network.load(output_dir, known["uid"].iloc[0])
+        return load_run(source.output_dir, known["uid"].iloc[0], source.uri, known.index[0])
     except InputError as error:
         return str(error)
 

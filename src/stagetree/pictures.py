@@ -14,7 +14,7 @@ from stagetree.config import Config
 from stagetree.data import Arrays, DataInfo
 from stagetree.export import export
 from stagetree.mistakes import InputError, choices, printable
-from stagetree.network import Network
+from stagetree.network import Network, load_run
 
 SHOWN = 40
 """Sample pictures in the grid."""
@@ -102,9 +102,8 @@ def predict(config: Config, console: Console) -> None:
         raise InputError("predict: no picture was given (stagetree predict RUN picture.png ...)")
     frame = store.load(config.store_uri, config.tracking.experiment)
     run = find_run(frame, config.predict.run, config.report.metric)
-    for path, probabilities in zip(
-        config.predict.pictures, classify(run["uid"], config.predict.pictures, Path(config.output_dir)), strict=True
-    ):
+    network = load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"])
+    for path, probabilities in zip(config.predict.pictures, classify(network, config.predict.pictures), strict=True):
         said = "  ".join(f"{name} {share:.1%}" for name, share in probabilities)
         console.print(f"{printable(path)}: {said}", markup=False, highlight=False, soft_wrap=True)
 
@@ -139,9 +138,8 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: st
     return run
 
 
-def classify(uid: str, pictures: Sequence[str], output_dir: Path) -> list[list[tuple[str, float]]]:
-    """For each picture the most probable classes with their probabilities, by the final state of a run."""
-    network = Network.load(output_dir, uid)
+def classify(network: Network, pictures: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """For each picture the most probable classes with their probabilities."""
     probabilities = network.probabilities(np.stack([_read(Path(path), network.info) for path in pictures]))
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELY]
     return [
@@ -171,5 +169,5 @@ def export_run(config: Config) -> None:
     known = run[run.notna()].drop(["status"])
     about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
     folder = Path(config.export.folder)
-    export(Path(config.output_dir), run["uid"], folder, about)
+    export(load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"]), folder, about)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (cd {folder} && python example.py)")

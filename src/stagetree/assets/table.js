@@ -7,6 +7,9 @@ const names = column(runs, "run_name").values;
 const metricValues = column(runs, data.metric) ? column(runs, data.metric).values : names.map(() => null);
 const view = { table: runs, sort: null, down: false, rows: [], shown: ROWS };
 
+/** Whole numbers of any size as they are: seeds go beyond what a number holds. They compare with numbers exactly. */
+const exact = (text) => (/^[+-]?\d+$/.test(text) ? BigInt(text) : Number(text));
+
 /** `adam lr_0>=0.01`: words that a line must contain, and comparisons of a column. */
 function matcher(table, text) {
   const tests = text
@@ -18,16 +21,17 @@ function matcher(table, text) {
       const here =
         name && (column(table, name) || (table === runs && data.settings.find((setting) => setting.name === name)));
       if (!here) return (row) => table.text[row].includes(word.toLowerCase());
-      const number = wanted.endsWith("%") ? parseFloat(wanted) / 100 : Number(wanted);
+      const number = wanted.endsWith("%") ? parseFloat(wanted) / 100 : exact(wanted);
       return (row) => {
         const value = here.values[row];
         if (operator === "=" || operator === "!=") {
           const same =
-            typeof value === "number" ? value === number : String(value).toLowerCase() === wanted.toLowerCase();
+            typeof value === "number" ? value == number : String(value).toLowerCase() === wanted.toLowerCase();
           return same === (operator === "=");
         }
         if (value === null || Number.isNaN(number)) return false;
-        return { ">": value > number, "<": value < number, ">=": value >= number, "<=": value <= number }[operator];
+        const own = typeof value === "string" ? exact(value) : value;
+        return { ">": own > number, "<": own < number, ">=": own >= number, "<=": own <= number }[operator];
       };
     });
   return (row) => tests.every((test) => test(row));
