@@ -120,7 +120,8 @@ class Npz(HeldOutTest):
 
     name: Literal["npz"]
     file: str
-    """Relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`."""
+    """Relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`; `classes`
+    names the classes."""
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ Only for looking at results. What is recorded of a run was computed by `epoch.ev
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,13 @@ class Network:
         """
         record, weights = checkpoint.load_weights(checkpoint.folder_of(output_dir), uid)
         trunk = json.loads(record.trunk)
-        model = trunk["model"]
+        model, info = trunk["model"], data.find(trunk["data"], output_dir)
+        channels = max(len(trunk["mean"]), len(trunk["std"]))
+        if channels > 1 and channels != info.image_shape[0]:  # since then its content was prepared in another shape
+            info = replace(info, image_shape=(channels, 1, info.in_features // channels))
         return cls(
-            data.find(trunk["data"], output_dir), tuple(trunk["mean"]), tuple(trunk["std"]),
-            tuple(model["hidden_sizes"]), model["activation"], model["dropout"], weights,
+            info, tuple(trunk["mean"]), tuple(trunk["std"]), tuple(model["hidden_sizes"]), model["activation"],
+            model["dropout"], weights,
         )  # fmt: skip
 
     @classmethod
@@ -96,7 +99,7 @@ class Network:
     def inputs(self, pixels: np.ndarray) -> np.ndarray:
         """Scale and normalise as in training, float32."""
         x = pixels.astype(np.float32) / np.float32(self.info.scale)
-        by_channel = x.reshape(len(x), self.info.image_shape[0], -1)
+        by_channel = x.reshape(len(x), max(len(self.mean), len(self.std), 1), -1)
         if self.mean:
             by_channel -= np.array(self.mean, np.float32)[:, None]
         if self.std:

@@ -152,7 +152,9 @@ def _read(path: Path, info: DataInfo) -> np.ndarray:
     channels, height, width = info.image_shape
     if info.scale == 1.0 or channels not in (1, 3):
         raise InputError(f"predict.run: it was trained on arrays of {info.image_shape} that no picture file holds")
-    return datasets.read_picture(path, height=height, width=width, grayscale=channels == 1).reshape(-1)
+    # a row of features is no image: nothing says how a larger one would be cut into it
+    size = {"height": height, "width": width, "resize": height > 1}
+    return datasets.read_picture(path, grayscale=channels == 1, **size).reshape(-1)
 
 
 # ---------------------------------------------------------------- export
