@@ -8,6 +8,7 @@ from typing import Any
 from stagetree.config import Config
 from stagetree.data import DataInfo
 from stagetree.notation import WRITTEN_OUT, brief, short
+from stagetree.redact import redact_values
 from stagetree.tree import Run, Stages, StageTree
 
 
@@ -23,7 +24,7 @@ class RunEntry:
     """Uids of the states on its way, its own last."""
     params: Mapping[str, Any]
     config: Mapping[str, Any]
-    """Resolved configuration."""
+    """Resolved configuration; secrets are hidden."""
     dataset: Mapping[str, Any]
     """`name`, `digest`, `n_train`, `n_test`."""
     stages: Stages
@@ -61,7 +62,7 @@ def describe(
             trunk_name=_name(params[uid], varying, without=("lrs", "epochs")),
             path=paths[uid],
             params=params[uid],
-            config=configs[uid].model_dump(mode="json"),
+            config=redact_values(configs[uid].model_dump(mode="json")),
             dataset={
                 "name": infos[uid].name, "digest": infos[uid].digest,
                 "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,
