@@ -23,7 +23,7 @@ _SECRETS = [
     # {password: abc}, in an override
     (re.compile(rf"([{{,]\s*{_NAME}\s*:\s*){_NOT_A_REFERENCE}{_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
 ]
-_OVERRIDE = re.compile(rf"(\+{{0,2}}{_NAME}=){_NOT_A_REFERENCE}.+", re.IGNORECASE | re.DOTALL)
+_OVERRIDE = re.compile(rf"^(\+{{0,2}}{_NAME}=){_NOT_A_REFERENCE}.+", re.IGNORECASE | re.DOTALL)
 _IN_A_WORD = re.compile(rf"(://[^\s:/@'\"]*:){_NOT_A_REFERENCE}.*@", re.DOTALL)
 
 
