@@ -237,17 +237,22 @@ def _read_image_folder(dataset: ImageFolder) -> Source:
     train = root / "train" if (root / "train").is_dir() else root
     if not train.is_dir():
         raise InputError(f"{root}: no such folder (set dataset.root to a folder with one folder of pictures a class)")
-    classes = tuple(sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    classes = tuple(_class_folders(train))
     if not classes:
         raise InputError(f"{train}: has no folders (one folder of pictures for each class is expected)")
     train_arrays = _read_pictures(train, classes, dataset)
     if train == root or not (root / "test").is_dir():
         return _hold_out(dataset, *train_arrays, tuple(map(printable, classes)))
-    unknown = {path.name for path in (root / "test").iterdir() if path.is_dir()} - set(classes)
+    unknown = set(_class_folders(root / "test")) - set(classes)
     if unknown:
         raise InputError(f"{root / 'test'}: has classes that {train} has not: {', '.join(sorted(unknown))}")
     test_arrays = _read_pictures(root / "test", classes, dataset)
     return Source(*train_arrays, *test_arrays, tuple(map(printable, classes)))
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, but for hidden ones, such as `.ipynb_checkpoints`."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _read_pictures(folder: Path, classes: tuple[str, ...], dataset: ImageFolder) -> tuple[np.ndarray, np.ndarray]:

@@ -120,6 +120,8 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: st
     Raises:
         InputError: none or several fit, or it is not finished.
     """
+    if name == "best" and not (frame["status"] == "finished").any():
+        raise InputError(f"{setting}: no run is finished, so none is best (train one: stagetree train)")
     if name == "best":
         found = ranking.rank(frame[frame["status"] == "finished"], metric).head(1)
         found = frame[frame["run_id"].isin(found["run_id"])]
