@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test faults launchers conformance test-matrix exact r16 engine floors overheads scale waves team bench \
+.PHONY: sweep test faults properties launchers conformance test-matrix exact r16 engine floors overheads scale waves team bench \
 	bench-gpu docs lock clean
 
 HYDRA_VERSIONS ?= 1.3.8 1.4.0rc3
@@ -17,6 +17,9 @@ test: .venv/installed  ## all tests
 
 faults: .venv/installed  ## the fault suite with its full counts (about an hour on 2 cores), and its table
 	$(BIN)/python -m pytest -n 2 --faults full tests/test_fault_*.py
+
+properties: .venv/installed  ## 1,000 random histories of grids, kills, extensions and damage: MLflow, checkpoints, CSV, plain torch
+	$(BIN)/python -m pytest --hypothesis-profile=many --hypothesis-show-statistics --durations=1 tests/test_properties.py
 
 launchers: .venv/installed  ## kills under each launcher with full counts, SLURM and Ray included, and what a unit costs (half an hour)
 	$(BIN)/python -m pytest --faults full tests/test_launchers.py tests/test_hosts.py

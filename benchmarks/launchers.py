@@ -47,7 +47,7 @@ def launch(launcher: str, units: int) -> float:
     class Timed:
         """The engine, for which the tree is cut into more units than it has workers."""
 
-        workers, outlives = units, False
+        workers, outlives, here = units, False, True
         seconds = 0.0
 
         def launch(self, sweep_dir: Path, those: Units) -> Sequence[Result]:

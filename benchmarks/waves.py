@@ -35,7 +35,7 @@ class InWaves:
     """Launches what waits for nothing, then what waited for that, and so on."""
 
     def __init__(self, engine: Engine):
-        self.workers, self.outlives, self._engine = engine.workers, engine.outlives, engine
+        self.workers, self.outlives, self.here, self._engine = engine.workers, engine.outlives, engine.here, engine
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         left, results = dict(units), []

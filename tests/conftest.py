@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import sweeps
 import torch
+import truth
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from stores import EXPERIMENT, insert, uri
 
 from stagetree import checkpoint, checks, config, data, identity, store
@@ -20,10 +22,27 @@ from stagetree.tree import Run, StageTree
 from stagetree.unit import Settings, write_unit
 from stagetree.walk import train_unit
 
+settings.register_profile("few", max_examples=25, derandomize=True, deadline=None)
+settings.register_profile("many", max_examples=1000, deadline=None, print_blob=True,
+                          suppress_health_check=list(HealthCheck))  # fmt: skip
+settings.load_profile("few")  # `--hypothesis-profile=many` loads the other
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def agreement(request):
+    """At the end of each test: what the stores in its folder say is what the checkpoints beside them say."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if folder is None or request.node.get_closest_marker("differs"):
+        return
+    stores = [path for path in folder.rglob("mlflow.db") if path.with_name("checkpoints").is_dir()]
+    faults = [fault for path in stores for fault in truth.differences(path, path.with_name("checkpoints"))]
+    assert not faults, "\n".join(faults)
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +56,17 @@ def arrays(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "small.npz"
     np.savez(path, train_x=images[:200], train_y=labels[:200], test_x=images[200:], test_y=labels[200:])
     return path
+
+
+@pytest.fixture(scope="session")
+def bright(tmp_path_factory) -> tuple[Path, list[list[list[float]]]]:
+    """An npz file whose test set is far brighter than its training set, and two schedules with which a linear model
+    that is normalised for the latter first overflows on the former, and then no more."""
+    labels = np.arange(60) % 3
+    dark = (np.arange(4) % 3 == labels[:, None]).astype("uint8").reshape(-1, 2, 2)
+    path = tmp_path_factory.mktemp("bright") / "bright.npz"
+    np.savez(path, train_x=dark, train_y=labels, test_x=dark * 255, test_y=labels)
+    return path, [[[1, 1e17]], [[1, 1e17], [40, 1.0]]]
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +208,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "rounds(short, full): run so often, each with a seed of its own")
     config.addinivalue_line("markers", "gpu: needs a CUDA device; left out where there is none")
+    config.addinivalue_line("markers", "differs(why): leaves a store that differs from its checkpoints on purpose")
     config.addinivalue_line("markers", "full: part of the full fault suite alone")
     if config.option.faults_seed is None:
         drawn = 0 if config.option.faults == "short" else random.randrange(10**6)

@@ -1,11 +1,17 @@
 """The commands as functions."""
 
 import logging
+import os
+import random
+import signal
 import subprocess
 import sys
+import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from sweeps import small, stagetree
@@ -41,6 +47,37 @@ def test_a_sweep_returns_its_leaderboard_and_leaves_no_state(here, arrays):
     ranked = package.leaderboard("report.metric=test_loss")
     assert ranked["test_loss"].is_monotonic_increasing
     assert package.leaderboard("report.group_by=seed")["n"].tolist() == [2, 2]
+
+
+def global_state() -> dict:
+    """What a caller may have set in this process and go on with."""
+    return {
+        "threads": torch.get_num_threads(),
+        "a number that is flushed": (torch.tensor(sys.float_info.min, dtype=torch.float64) / 2).item(),
+        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()),
+        "grad": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "random": (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()),
+        "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)},
+        "folder": os.getcwd(),
+        "path": list(sys.path),
+        "warnings": list(warnings.filters),
+    }
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_torch_and_the_process_are_left_as_they_were(here, arrays, flushes):
+    torch.set_num_threads(3)
+    torch.set_flush_denormal(flushes)
+    try:
+        before = global_state()
+        package.plan(*small(arrays), "trainer.threads=2", *GRID)
+        assert global_state() == before
+        package.sweep(*small(arrays), "trainer.threads=2", *GRID)
+        assert global_state() == before
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_it_trains_what_the_command_line_trains(here, arrays):

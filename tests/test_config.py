@@ -68,6 +68,7 @@ def test_one_bare_pair_is_one_stage(value):
         ([[20, 0]], "lr must be a finite number above 0, got 0"),
         ([[20, float("nan")]], "got nan"),
         ([[20, float("inf")]], "got inf"),
+        ([[20, 1.1e38]], "stages[0]: lr must be at most 1e+38, as weights are float32, got 1.1e+38"),
         ([[1, 0.1], [0, 0.1]], "stages[1]: epochs must be a whole number of at least 1, got 0"),
         ([[1.5, 0.1]], "got 1.5"),
         ([[True, 0.1]], "got True"),

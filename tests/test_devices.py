@@ -1,13 +1,15 @@
 """Which device a worker gets: real processes and locks, names of devices that this machine need not have."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from stagetree import devices, launch
+from stagetree import devices, launch, plan
 from stagetree.mistakes import InputError
 
 WORKER = """
@@ -107,6 +109,36 @@ def test_more_workers_than_slots_are_refused(monkeypatch, bench):
         InputError, match=r"trainer.workers: got 4 for 3 devices, expected at most 3 \(trainer.workers_per_device=2"
     ):
         launch.count_workers(joblib, bench.config(trainer__workers=4).trainer)
+
+
+def test_every_setting_that_does_not_fit_the_data_or_this_machine_is_told_at_once_before_anything_trains(
+    monkeypatch, tmp_path, arrays
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # whatever the machine has
+    base = ["dataset=npz", f"dataset.root={arrays.parent}", f"dataset.file={arrays.name}", f"output_dir={tmp_path}"]
+    base += ["schedule.stages=[(1,0.1)]", "hydra/launcher=basic"]
+    monkeypatch.setattr(devices, "NVIDIA", tmp_path / "none")
+    devices.resolve_device.cache_clear()
+    devices.lacking.cache_clear()
+    with pytest.raises(InputError) as told:
+        plan(*base, "loss.class_weights=[1,2],[],[1,2,3,4],[1,2,3]", "trainer.device=auto,cuda",
+             "trainer.precision=tf32,float32", "seed=0,1")  # fmt: skip
+    assert sorted(line.partition(": ")[::2] for line in str(told.value).splitlines()) == [
+        ("loss.class_weights", "got 2 for the 3 classes of npz, expected one for each (or none: all 1)"),
+        ("loss.class_weights", "got 4 for the 3 classes of npz, expected one for each (or none: all 1)"),
+        (
+            "trainer.device",
+            f"got cuda, but torch {torch.__version__} on {socket.gethostname()} does not see one "
+            "(trainer.device=cpu trains without)",
+        ),
+        (
+            "trainer.precision",
+            "got tf32, which is for cuda, but trainer.device=auto is cpu here (set trainer.precision=float32)",
+        ),
+    ]
+    assert not (tmp_path / "sweeps").exists()
+    elsewhere = ["hydra/launcher=submitit_slurm", "trainer.device=cuda", "trainer.precision=tf32"]
+    assert len(plan(*base[:-1], *elsewhere)) == 1, "SLURM's nodes may have what this machine lacks"
 
 
 @pytest.mark.gpu

@@ -157,6 +157,20 @@ def test_a_diverged_run_fails_alone_is_ranked_last_and_gives_exit_code_3(tmp_pat
     assert "1 of 2 runs failed" in done.stdout
 
 
+def test_an_infinite_test_loss_is_recorded_as_a_diverged_run_beside_the_finished_one_that_goes_on(tmp_path, bright):
+    npz, stages = bright
+    words = [
+        "dataset=npz", f"dataset.root={npz.parent}", f"dataset.file={npz.name}", "dataset.val_size=0",
+        "dataset.std=[0.004]", "model.hidden_sizes=[]", "loss=mse", "trainer.batch_size=60", "trainer.device=cpu",
+        f"schedule.stages={','.join(str(own).replace(' ', '') for own in stages)}", "hydra/launcher=basic",
+    ]  # fmt: skip
+    for _ in range(2):  # the second launch comes to the same
+        assert stagetree(tmp_path, "sweep", *words).returncode == 3
+        good, bad = rows(tmp_path)
+        assert (good["status"], bad["status"]) == ("finished", "failed")
+        assert bad["reason"] == "diverged at lr 1e+17: test/loss became inf in epoch 1"
+
+
 def test_a_single_run_is_trained_in_the_same_way(tmp_path, arrays):
     done = stagetree(tmp_path, "train", *small(arrays), "schedule.stages=[(2,1e-1)]")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 """Events -> MLflow on a real SQLite store: live, after a crash of the writer, and after an outage."""
 
+import json
 import shutil
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from sweeps import PATIENCE_S, wait_until
 
-from stagetree import checkpoint, data, describe, store
+from stagetree import audit, checkpoint, data, describe, store
 from stagetree.progress import ProgressDisplay
 from stagetree.tail import Tail, in_a_line
 from stagetree.tracking import Tracker
@@ -67,6 +69,62 @@ class Recorded:
             assert row.test_acc == record.test["test/acc"]
         parents = client.search_runs(["1"], "tags.`stagetree.kind` = 'sweep'")
         assert len(parents) == 1
+
+
+def entries_of(bench, *runs_changes):
+    runs = {run.uid: run for run in (bench.run(**changes) for changes in runs_changes)}
+    configs = {uid: bench.config(**changes) for uid, changes in zip(runs, runs_changes, strict=True)}
+    info = data.prepare(next(iter(configs.values())).dataset, bench.output_dir)
+    return runs, describe.describe(
+        runs, configs, dict.fromkeys(runs, info), StageTree.build(runs.values()), dict.fromkeys(runs, "stagetree train")
+    )
+
+
+@pytest.mark.parametrize("seen", [0, 1, 3, None], ids=lambda seen: f"the writer dies after {seen} events")
+@pytest.mark.parametrize("stages", [[[2, 0.1], [3, 0.01]], [[4, 0.1]]], ids=["a new stage", "a longer stage"])
+def test_a_run_that_goes_on_from_a_finished_one_has_every_epoch(bench, empty_store, stages, seen):
+    """Each epoch is flushed as it comes, as those of long runs are."""
+    shutil.copy(empty_store, bench.output_dir.parent / "mlflow.db")
+    settings = {
+        "uri": f"sqlite:///{bench.output_dir.parent / 'mlflow.db'}", "experiment": "e",
+        "output_dir": bench.output_dir, "launch": "l", "command": "c",
+    }  # fmt: skip
+    for sweep, (changes, seen_here) in enumerate((({"schedule": {"stages": [[2, 0.1]]}}, None),
+                                                  ({"schedule": {"stages": stages}}, seen))):  # fmt: skip
+        runs, entries = entries_of(bench, changes)
+        events = bench.train(*runs.values())
+        tracker = Tracker(**settings, sweep_id=str(sweep), runs=entries, begun={})
+        take(tracker, [event for event in events if event["kind"] == "epoch"][:seen_here])
+        if seen_here is None:
+            take(tracker, events)
+        else:
+            tracker = Tracker(**settings, sweep_id=str(sweep), runs=entries, begun={})
+        tracker.close()
+    found = [run for run in store.read(settings["uri"], "e") if store.is_current(run)]
+    assert [run.status for run in found] == ["FINISHED"] * 2
+    for run, metrics, differences in audit.examine(settings["uri"], found, bench.checkpoints, {}):
+        assert not differences, str(differences)
+        assert [step for step, _ in metrics["train/loss"]] == list(range(1, len(metrics["train/loss"]) + 1))
+        assert len(metrics["train/loss"]) == sum(json.loads(run.params["epochs"]))
+
+
+@pytest.mark.parametrize("spoilt", ["doubled", "different", "beyond the end"])
+def test_what_mlflow_cannot_take_back_is_recorded_anew_and_superseded(recorded, spoilt):
+    tracker = recorded.tracker()
+    take(tracker, recorded.events)
+    tracker.close()
+    client = MlflowClient(recorded.uri)
+    run = next(run for run in store.read(recorded.uri, "e") if run.tags.get("stagetree.uid") == recorded.good[0])
+    step, value = {"doubled": (3, run.metrics["lr"]), "different": (3, 7.0), "beyond the end": (9, 7.0)}[spoilt]
+    if spoilt == "different":
+        with sqlite3.connect(recorded.uri.removeprefix("sqlite:///")) as connection:
+            connection.execute("update metrics set value = 7 where key = 'lr' and run_uuid = ?", [run.run_id])
+        connection.close()
+    else:
+        client.log_metric(run.run_id, "lr", value, timestamp=1, step=step)
+    recorded.tracker().close()
+    recorded.check()
+    assert client.get_run(run.run_id).data.tags["stagetree.superseded"] == "true"
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """The invariants of training. "Bits" are the weights' SHA-256, every epoch's metrics and the final figures."""
 
+import math
 from collections import Counter
 
 import pytest
 import torch
+from conftest import Bench
 
 from stagetree import checkpoint
 from stagetree import train as train_module
+from stagetree.optimizer import CLASSES
 from stagetree.tree import Finished, StageTree
 
 OPTIMIZERS = [
@@ -87,9 +90,58 @@ def test_a_diverged_run_says_why_and_its_neighbours_finish(bench):
     bad = bench.run(schedule={"stages": [[3, 1e38], [2, 0.1]]})
     events = bench.train(good, bad)
     (failure,) = [e for e in events if e["kind"] == "failed"]
-    assert "became nan in epoch 1 (lr 1e+38)" in failure["reason"]
+    assert failure["reason"] == "diverged at lr 1e+38: train/loss became nan in epoch 1"
     assert checkpoint.read_record(bench.checkpoints, good.uid).test is not None
     assert checkpoint.read_record(bench.checkpoints, bad.uid) is None
+
+
+@pytest.mark.parametrize("optimizer", sorted(CLASSES))
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("val_size", [0, 40])
+def test_however_far_runs_blow_up_each_is_trained_once_and_says_diverged_or_has_finite_metrics(
+    bench, other, optimizer, loss, val_size
+):
+    """Invariant 2. The rule is: a metric that is no finite number, the last test loss included."""
+
+    def run(lr):
+        return bench.run(
+            optimizer={"name": optimizer},
+            loss={"name": loss},
+            schedule={"stages": [[1, lr]]},
+            dataset__val_size=val_size,
+        )
+
+    good, wild = run(0.01), [run(lr) for lr in (1e4, 1e12, 1e18, 1e24, 1e36)]
+    events = bench.train(good, *wild)
+    assert [len(e["uids"]) for e in events if e["kind"] == "pack"] == [6]
+    reasons = {e["uid"]: e["reason"] for e in events if e["kind"] == "failed"}
+    for one in wild:
+        record = checkpoint.read_record(bench.checkpoints, one.uid)
+        if one.uid in reasons:
+            assert reasons[one.uid].startswith(f"diverged at lr {one.stages[0].lr:g}: ")
+            assert record is None or record.test is None
+        else:
+            assert all(math.isfinite(value) for line in (*record.history, record.test) for value in line.values())
+    other.train(good)
+    assert bench.bits(good) == other.bits(good)
+
+
+def test_an_infinite_test_loss_fails_the_run_that_ends_there_and_not_one_that_goes_on(tmp_path, bright):
+    """Invariant 7: the test set decides nothing within a run."""
+    npz, stages = bright
+    bench = Bench(tmp_path, npz)
+    ends, goes_on = (
+        bench.run(
+            dataset={"name": "npz", "root": str(npz.parent), "file": npz.name, "val_size": 0, "std": [0.004]},
+            model__hidden_sizes=[], loss={"name": "mse"}, trainer__batch_size=60, schedule={"stages": own},
+        )
+        for own in stages
+    )  # fmt: skip
+    events = bench.train(ends, goes_on, test_every_epoch=True)
+    assert set(trained(events).values()) == {1}
+    failures = [(e["uid"], e["reason"]) for e in events if e["kind"] == "failed"]
+    assert failures == [(ends.uid, "diverged at lr 1e+17: test/loss became inf in epoch 1")]
+    assert math.isfinite(bench.bits(goes_on)[2]["test/loss"])
 
 
 class Killed(BaseException):

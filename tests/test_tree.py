@@ -1,18 +1,23 @@
 """The stage tree: what is merged, what is cut, and who identifies it."""
 
+import json
 import random
 import subprocess
 import sys
+import time
 from itertools import product
 
 import pytest
 
+from stagetree.partition import cut_units
 from stagetree.tree import (
     Finished,
-    Node,
     Run,
     Stage,
     StageTree,
+    nodes_from_json,
+    nodes_to_json,
+    path_to,
     prefix_uid,
 )
 
@@ -131,7 +136,36 @@ def test_a_finished_run_is_extended_by_what_is_new():
 
 
 def test_nodes_survive_their_way_through_json():
-    for node in StageTree.build([run((2, 0.1), (1, 0.01)), run((3, 0.1))]).walk():
-        copy = Node.from_json(node.to_json())
-        assert copy.to_json() == node.to_json()
-        assert (copy.stages, copy.uid, copy.first_epoch) == (node.stages, node.uid, node.first_epoch)
+    nodes = list(StageTree.build([run((2, 0.1), (1, 0.01)), run((3, 0.1))]).walk())
+    values = json.loads(json.dumps(nodes_to_json(nodes)))
+    copies = nodes_from_json(values)
+    assert nodes_to_json(copies) == values
+    assert [(one.stages, one.uid, one.first_epoch) for one in copies] == [
+        (one.stages, one.uid, one.first_epoch) for one in nodes
+    ]
+
+
+def test_the_uids_on_a_way_are_those_of_its_prefixes():
+    one = run((3, 0.1), (1, 1e-05), (2, 1), trunk="é")
+    for depth, stage in enumerate(one.stages, start=1):
+        for epochs in range(1, stage.epochs + 1):
+            prefix = (*one.stages[: depth - 1], Stage(epochs, stage.lr))
+            assert one.way.uid(depth, epochs) == prefix_uid(one.trunk, prefix)
+
+
+def test_ten_thousand_stages_are_planned_cut_and_written_down_in_seconds():
+    """A second on a quiet machine. By `prefix_uid` at each stage it takes minutes, recursively it ends in an error."""
+    shared = [(1, 1 / (k + 1)) for k in range(9_999)]
+    runs = [run(*shared, (1, lr)) for lr in (0.1, 0.2)] + [run(*shared[:5_000])]
+    started = time.monotonic()
+    tree = StageTree.build(runs)
+    assert (tree.epochs, sum(node.final for node in tree.walk())) == (10_001, 3)
+    half = Finished(states={runs[0].way.uid(6_000, 1), runs[2].uid}, tested={runs[2].uid})
+    left = tree.remaining(half)
+    assert (left.epochs, left.roots[0].first_epoch) == (4_001, 6_000)
+    last = max(tree.walk(), key=lambda node: node.depth)
+    assert [one.depth for one in path_to(last, half)] == list(range(6_001, 10_001))
+    units = cut_units(tree, 2, {tree.roots[0].shape: 1.0})
+    assert sum(len(list(root.walk())) for unit in units for root in unit) == 10_001
+    assert len(json.dumps(nodes_to_json(tree.walk()))) < 20_000_000
+    assert time.monotonic() - started < 20

@@ -71,8 +71,8 @@ def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
     from pandas import DataFrame
 
     with composed(overrides, config_dir) as (context, config, jobs):
-        workers = choose_engine(context, config, jobs[0]).workers
-        summary = dict(prepare.plan(jobs, workers=workers, measure=True).summary)
+        engine = choose_engine(context, config, jobs[0])
+        summary = dict(prepare.plan(jobs, workers=engine.workers, here=engine.here, measure=True).summary)
     frame = DataFrame(summary.pop("runs"))
     frame.attrs = summary
     return frame

@@ -106,6 +106,8 @@ def examine(
                 continue
             found = compare(expected(record), own) if run.run_id in metrics else Differences()
             wrong, lacking = list(found.wrong), list(_lacking(run, record))
+            if not found and not _latest_agree(record, run):
+                wrong.append("its last values are not those of its curves")
             if params is not None:
                 for name, value in params.get(record.uid, {}).items():
                     if name not in run.params:

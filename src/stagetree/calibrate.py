@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stagetree import speed
-from stagetree.epoch import Split, Training, evaluate, never, prepare_device
+from stagetree.epoch import Split, Training, evaluate, never, prepared_device
 from stagetree.model import Pack, initial_state
 from stagetree.speed import SLOW_S, Speed
 from stagetree.tree import Node
@@ -48,8 +48,13 @@ def measure(
     """Measure packs of a node's shape, beyond what is known: doubled as long as that pays and there are members."""
     spec, optimizer = json.loads(node.shape), json.loads(node.trunk)["optimizer"]
     wanted = speed.most_members(spec, wanted)
-    prepare_device(spec)
-    split = load(spec)
+    with prepared_device(spec):
+        return _measure(spec, optimizer, wanted, load(spec), check, known)
+
+
+def _measure(
+    spec: Mapping, optimizer: Mapping, wanted: int, split: Split, check: Callable[[], None], known: Speed | None
+) -> Speed:
     few = replace(split, train=split.train[: STEPS * spec["batch_size"]])
     state = initial_state(0, split.info.in_features, len(split.info.classes), spec["model"])
 

@@ -55,7 +55,8 @@ class Record:
     weights_sha256: str
     """Over names, shapes and bytes of the weights."""
     partial: bool = False
-    """Kept within a stage only so that a killed run can go on; it goes when its stage is done."""
+    """Kept only so that a killed run can go on: within a stage, or at the end of one of very many; it goes when
+    what starts from it is trained."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Digest of each file beside the record."""
 
@@ -260,11 +261,11 @@ def finished(
             on_damage(error)
         return None if error else record
 
-    def is_tested(uid: str) -> bool:
-        record = look(uid)
-        return record is not None and record.test is not None
+    def exists(uid: str) -> bool:
+        # a long stage has a state for few of its epochs
+        return os.path.exists(f"{folder}/{uid}.json") and look(uid) is not None
 
-    return Finished(_States(folder, lambda uid: look(uid) is not None), _States(folder, is_tested))
+    return Finished(_States(folder, exists), _States(folder, lambda uid: exists(uid) and look(uid).test is not None))
 
 
 # ---------------------------------------------------------------- files

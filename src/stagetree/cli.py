@@ -179,7 +179,7 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     jobs = compose_grid(context.config_loader, config, arguments)
     engine = choose_engine(context, config, jobs[0])
     if mode != "train":
-        plan = prepare.plan(jobs, workers=engine.workers, measure=True)
+        plan = prepare.plan(jobs, workers=engine.workers, here=engine.here, measure=True)
         if mode == "plan":
             plan.show(Console())
         else:

@@ -50,6 +50,7 @@ class Ray:
     """
 
     outlives = False  # Ray ends the tasks of a driver that is gone
+    here = False
 
     def __init__(self, init: Mapping[str, Any], remote: Mapping[str, Any], workers: int | str):
         self._remote = {"num_cpus": 1, **remote}
@@ -144,7 +145,7 @@ class Submitit:
     """
 
     def __init__(self, settings: Mapping[str, Any], slurm: bool, workers: int):
-        self._settings, self.outlives, self.workers = settings, slurm, workers
+        self._settings, self.outlives, self.here, self.workers = settings, slurm, not slurm, workers
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         jobs: dict[str, Job] = {}

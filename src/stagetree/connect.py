@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ MOST_METRICS, MOST_PARAMS = 1000, 100
 """That MLflow takes at once."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment, without which MLflow's user interface takes it for one with a language model."""
+LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
 VIEW = "stagetree"
 """Key of the view of an experiment's table that `stagetree ui` opens."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -53,6 +55,25 @@ def connect(uri: str) -> "MlflowClient":
                 "one, and records what is finished from the checkpoints)"
             ) from error
         return client
+
+
+def in_pieces(name: str, text: str) -> dict[str, str]:
+    """Tags that hold a text of any length: `name`, `name.1`, `name.2`, ..."""
+    starts = range(0, max(len(text), 1), LONGEST_TAG)
+    return {f"{name}.{k}" if k else name: text[start : start + LONGEST_TAG] for k, start in enumerate(starts)}
+
+
+def joined(tags: Mapping[str, str], name: str) -> str | None:
+    """The text that `in_pieces` divided; `None` if there is none."""
+    if name not in tags:
+        return None
+    more = (tags.get(f"{name}.{k}") for k in count(1))
+    return tags[name] + "".join(takewhile(lambda piece: piece is not None, more))
+
+
+def cut(text: str, most: int = LONGEST_TAG) -> str:
+    """The beginning of a text that is only for people to read, if it is long."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def default_artifacts(uri: str, output_dir: Path) -> str | None:

@@ -99,7 +99,7 @@ class Crew:
                 print(f"unit {result['unit']}: {result['error']}", file=sys.stderr)
         ended = {event["unit"] for event in events if event["kind"] == "unit_done"}
         begun = {event["unit"] for event in events if event["kind"] == "unit"} & by_id.keys()
-        self._failed |= {event["uid"] for event in events if event["kind"] == "failed"}
+        self._failed |= {event["uid"] for event in events if event["kind"] == "failed" and not event.get("alone")}
         done = checkpoint.finished(self.checkpoints, since=self.settings.since)
         died, unbegun = [], []
         for unit_id, unit in by_id.items():

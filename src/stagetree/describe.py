@@ -13,7 +13,8 @@ from typing import Any
 from stagetree.config import Config
 from stagetree.data import DataInfo
 from stagetree.identity import trunk_digest
-from stagetree.tree import Run, StageTree
+from stagetree.notation import WRITTEN_OUT, brief, short
+from stagetree.tree import Run, Stage, Stages, StageTree
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RunEntry:
     """Resolved configuration."""
     dataset: Mapping[str, Any]
     """`name`, `digest`, `n_train`, `n_test`."""
+    stages: Stages
     shared_epochs: int
     """Epochs of its schedule that it shares with another run of the sweep."""
     command: str
@@ -53,7 +55,8 @@ def read_entries(path: Path) -> Iterator[RunEntry]:
     ):
         for line in file:
             values = json.loads(line)
-            yield RunEntry(**values | {"path": tuple(values["path"])})
+            stages = tuple(Stage(**stage) for stage in values["stages"])
+            yield RunEntry(**values | {"path": tuple(values["path"]), "stages": stages})
 
 
 def describe(
@@ -93,6 +96,7 @@ def describe(
                 "name": configs[uid].dataset.label, "digest": infos[uid].digest,
                 "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,
             },
+            stages=configs[uid].schedule.stages,
             shared_epochs=sum(epochs[node] for node in paths[uid] if users[node] > 1),
             command=commands[uid],
         )
@@ -102,13 +106,15 @@ def describe(
 
 def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
     """The uids on the way to each run's final state."""
-    paths: dict[str, tuple[str, ...]] = {}
-    ends = {}
+    parents = {node.uid: node.parent for node in tree.walk()}
+    paths = {}
     for node in tree.walk():
-        paths[node.uid] = (*paths.get(node.parent, ()), node.uid)
         if node.final:
-            ends[node.uid] = paths[node.uid]
-    return ends
+            path = [node.uid]
+            while parent := parents[path[-1]]:
+                path.append(parent)
+            paths[node.uid] = tuple(reversed(path))
+    return paths
 
 
 DATA_PARAMS = ("dataset", "test_size", "test_seed", "height", "width", "grayscale")
@@ -140,14 +146,14 @@ def recorded_params(config: Config, trunk: str, n_classes: int) -> dict[str, Any
         "optimizer": optimizer.pop("name"),
         **optimizer,
         "reset_optimizer": rest.pop("reset_optimizer"),
-        "lrs": [stage.lr for stage in stages],
-        "epochs": [stage.epochs for stage in stages],
+        "lrs": brief([stage.lr for stage in stages]),
+        "epochs": brief([stage.epochs for stage in stages]),
         "epochs_total": sum(stage.epochs for stage in stages),
         "batch_size": rest.pop("batch_size"),
         **{name: value for name, value in rest.items() if name != "seed"},
         "seed": rest["seed"],
     }
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(stages if len(stages) <= WRITTEN_OUT else ()):
         params |= {f"lr_{index}": stage.lr, f"log10_lr_{index}": math.log10(stage.lr), f"epochs_{index}": stage.epochs}
     return params
 
@@ -171,7 +177,8 @@ def _name(params: Mapping[str, Any], varying: set[str], without: Sequence[str] =
         elif key in ("dataset", "optimizer", "activation"):
             words.append(str(value))
         elif key in ("lrs", "epochs"):
-            words.append(f"{key.removesuffix('s') if key == 'lrs' else key} " + ">".join(f"{part:g}" for part in value))
+            written = value if isinstance(value, str) else ">".join(map(short, value))
+            words.append(f"{'lr' if key == 'lrs' else key} {written}")
         else:
             words.append(f"{key} {value}")
     return " ".join(words)

@@ -6,6 +6,7 @@ A slot is a claim in a file of this machine, so that it is free again when its w
 import getpass
 import os
 import platform
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from stagetree.claims import Claims
 
 DEV = Path("/dev")
+NVIDIA = Path("/proc/driver/nvidia/version")
 POLL_S = 0.2
 _mine: int | None = None
 
@@ -25,10 +27,32 @@ def resolve_device(device: str) -> str:
     """What `auto` stands for on this machine, found out without importing torch."""
     if device != "auto":
         return device
-    cpu_build = metadata.version("torch").endswith("+cpu")
-    if Path("/proc/driver/nvidia/version").exists() and not cpu_build:
+    if NVIDIA.exists() and not _cpu_build():
         return "cuda"
     return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+
+
+@cache
+def lacking(device: str) -> str:
+    """What to say of a device that this machine lacks; empty if it is there.
+
+    Torch is asked, and imported, only where nothing else tells.
+    """
+    if device == "cpu" or (device == "cuda" and NVIDIA.exists() and count_devices(device) and not _cpu_build()):
+        return ""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if available[device]():
+        return ""
+    return (
+        f"trainer.device: got {device}, but torch {torch.__version__} on {socket.gethostname()} does not see one "
+        "(trainer.device=cpu trains without)"
+    )
+
+
+def _cpu_build() -> bool:
+    return metadata.version("torch").endswith("+cpu")
 
 
 def count_devices(device: str) -> int | None:

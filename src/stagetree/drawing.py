@@ -1,18 +1,18 @@
 """A plan as people read it in a terminal: branches that differ in their learning rates alone are one line."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from stagetree.tree import Node, StageTree
+from stagetree.notation import short
+from stagetree.tree import LONGEST_CHAIN, Node, StageTree
 
 MOST_LRS, MOST_NAMES = 8, 3
 """In one line."""
-MOST_LINES = 40
+MOST_LINES, DEEPEST = 40, 30
 
 
 def show(plan: Mapping[str, Any], tree: StageTree, names: Mapping[str, str], console: Console) -> None:
@@ -69,9 +69,10 @@ def draw(tree: StageTree, names: Mapping[str, str]) -> Tree:
     trunks: dict[str, list[Node]] = {}
     for root in tree.roots:
         trunks.setdefault(root.trunk, []).append(root)
+    forms = _forms(tree)
     alike: dict[tuple, list[str]] = {}
     for trunk, roots in trunks.items():
-        alike.setdefault(tuple(sorted(_form(root, lr=True) for root in roots)), []).append(trunk)
+        alike.setdefault(tuple(sorted(forms[id(root)][0] for root in roots)), []).append(trunk)
     drawn = Tree("", hide_root=True, guide_style="dim")
     left = MOST_LINES
     for members in alike.values():
@@ -79,42 +80,65 @@ def draw(tree: StageTree, names: Mapping[str, str]) -> Tree:
             drawn.add(Text(f"and {len(alike) - len(drawn.children)} more trees", style="dim"))
             break
         branch = drawn.add(Text(_listed([names[trunk] for trunk in members], MOST_NAMES)))
-        left -= 1 + _add(branch, [trunks[trunk] for trunk in members])
+        left -= 1 + _add(branch, [trunks[trunk] for trunk in members], forms)
     return drawn
 
 
-def _add(branch: Tree, same: Sequence[Sequence[Node]]) -> int:
+Forms = Mapping[int, tuple[int, int]]
+"""For each node, by its `id`, a number of what its subtree looks like, and one that leaves its own lr aside."""
+
+
+def _add(drawn: Tree, places: Sequence[Sequence[Node]], forms: Forms) -> int:
     """Add a line for each group of siblings that differ in nothing but lr, and return how many lines were added.
 
     Args:
-        branch: of the drawing.
-        same: the siblings, once for each of several places of the tree that look alike.
+        drawn: the branch of the drawing.
+        places: the siblings, once for each of several places of the tree that look alike.
+        forms: of all nodes.
     """
-    siblings = same[0]
-    groups: dict[tuple, list[Node]] = {}
-    for node in siblings:
-        groups.setdefault(_form(node, lr=False), []).append(node)
     lines = 0
-    for members in groups.values():
-        first = members[0]
-        count = len(members) * len(same)
-        more = "" if first.starts_stage else " more"
-        lrs = _listed([f"{node.lr:g}" for node in members], MOST_LRS)
-        words = f"{first.epochs} epoch{'s' * (first.epochs != 1)}{more} at {lrs}"
-        text = Text(words if first.epochs else "only the final figures")
-        if first.final:
-            text.append(f"  {count} run{'s' * (count != 1)}", style="green")
-        below = branch.add(text)
-        lines += 1
-        if first.children:
-            lines += _add(below, list(chain([node.children for node in members] * len(same))))
+    waiting = [(drawn, places, 1)]
+    while waiting:
+        branch, same, depth = waiting.pop()
+        if depth > DEEPEST:
+            branch.add(Text("and more below", style="dim"))
+            continue
+        groups: dict[int, list[Node]] = {}
+        for node in same[0]:
+            groups.setdefault(forms[id(node)][1], []).append(node)
+        for members in groups.values():
+            chains = [node.chain() for node in members]
+            chains = chains if len(chains[0]) > LONGEST_CHAIN else [chain[:1] for chain in chains]
+            ends = [chain[-1] for chain in chains]
+            below = branch.add(_line(chains, len(members) * len(same)))
+            lines += 1
+            if ends[0].children:
+                waiting.append((below, [node.children for node in ends] * len(same), depth + 1))
     return lines
 
 
-def _form(node: Node, *, lr: bool) -> tuple:
-    """What a subtree looks like; with its own learning rate or without."""
-    children = tuple(sorted(_form(child, lr=True) for child in node.children))
-    return (node.epochs, node.starts_stage, node.final, node.lr if lr else 0.0, children)
+def _line(chains: Sequence[Sequence[Node]], count: int) -> Text:
+    """Say what is trained in chains of nodes that differ in their first learning rate alone, at `count` places."""
+    first, last = chains[0][0], chains[0][-1]
+    epochs = sum(node.epochs for node in chains[0])
+    more = "" if first.starts_stage else " more"
+    stages = f" in {len(chains[0]):,} stages" if first is not last else ""
+    lrs = _listed([short(chain[0].lr) for chain in chains], MOST_LRS) + (f" to {short(last.lr)}" if stages else "")
+    words = f"{epochs} epoch{'s' * (epochs != 1)}{more}{stages} at {lrs}"
+    text = Text(words if epochs else "only the final figures")
+    if last.final:
+        text.append(f"  {count} run{'s' * (count != 1)}", style="green")
+    return text
+
+
+def _forms(tree: StageTree) -> Forms:
+    numbers: dict[tuple, int] = {}
+    forms: dict[int, tuple[int, int]] = {}
+    for node in reversed(list(tree.walk())):  # children before their parents
+        below = tuple(sorted(forms[id(child)][0] for child in node.children))
+        parts = (node.epochs, node.starts_stage, node.final, below)
+        forms[id(node)] = tuple(numbers.setdefault(form, len(numbers)) for form in ((*parts, node.lr), parts))
+    return forms
 
 
 def _listed(values: Sequence[str], most: int) -> str:

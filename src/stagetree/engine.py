@@ -26,6 +26,8 @@ class Engine(Protocol):
     """Units that run at a time."""
     outlives: bool
     """Whether workers go on when the launching process is gone."""
+    here: bool
+    """Whether all workers are on this machine for certain, so that they lack the devices that it lacks."""
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         """Have each unit trained by `run_unit`, at least one of them; return when all have ended.
@@ -70,7 +72,7 @@ def run_next(sweep_dir: Path, units: Units) -> Result | None:
 class InProcess:
     """Runs units one after the other, here."""
 
-    workers, outlives = 1, False
+    workers, outlives, here = 1, False, True
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         return [run_unit(sweep_dir, unit_id) for unit_id in units]

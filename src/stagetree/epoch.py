@@ -1,7 +1,7 @@
 """Passes of a pack over the data: training and evaluation, the pictures gathered on the device."""
 
 import contextlib
-import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stagetree import data, sampling
 from stagetree.capture import Replayed, record_cuda
+from stagetree.devices import lacking
 from stagetree.loss import loss_gradient, loss_sums
 from stagetree.mistakes import InputError
 from stagetree.model import Layer, Pack, State
@@ -78,17 +79,27 @@ def prepare_device(spec: Mapping) -> None:
         InputError: this machine lacks the device.
     """
     device = spec["device"]
-    available = {"cpu": lambda: True, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if not available[device]():
-        raise InputError(
-            f"trainer.device: got {device}, but torch {torch.__version__} on {socket.gethostname()} does not see one "
-            "(trainer.device=cpu trains without)"
-        )
+    if said := lacking(device):
+        raise InputError(said)
     if device == "cpu":
         torch.set_num_threads(spec["threads"])
         # Moments of weights that are trained no more decay to numbers that a CPU multiplies a hundred times as slowly.
         torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = spec["precision"] == "tf32"
+
+
+@contextlib.contextmanager
+def prepared_device(spec: Mapping) -> Iterator[None]:
+    """`prepare_device` for a time: whoever called may go on with torch in this process."""
+    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    flushes = sys.float_info.min / 2 == 0.0  # torch does not say
+    try:
+        prepare_device(spec)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushes)
+        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def never() -> None:

@@ -14,8 +14,9 @@ from stagetree.tree import Node, StageTree
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
-STATE_BYTES, RUN_BYTES = 2_000, 30_000
-"""Of files beside the weights: a state's record, and a run's artifacts and rows in MLflow's database."""
+STATE_BYTES, EPOCH_BYTES, RUN_BYTES = 2_000, 130, 30_000
+"""Of files beside the weights: a state's record, a line of its history, and a run's artifacts and rows in MLflow's
+database."""
 SWEEP_BYTES = 6_400_000
 """Of a sweep's page among MLflow's artifacts, and of an empty database."""
 UNFOLDED = 1.5
@@ -110,7 +111,8 @@ def disk_bytes(tree: StageTree) -> int:
     for node in tree.walk():
         weights = 4 * n_params(node.shape)
         largest = max(largest, weights)
-        total += STATE_BYTES + weights * (1 + n_moments(node.trunk))
+        if node.kept:
+            total += STATE_BYTES + EPOCH_BYTES * node.last_epoch + weights * (1 + n_moments(node.trunk))
         total += (RUN_BYTES + weights) * node.final
     return total + largest + SWEEP_BYTES if total else 0
 

@@ -2,15 +2,20 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from stagetree import store
-from stagetree.tree import Node, Run, Stage, StageTree, canonical_json
+from stagetree.curves import MOST_DOTS
+from stagetree.notation import short
+from stagetree.tree import LONGEST_CHAIN, Node, Run, Stage, Stages, StageTree, canonical_json
+
+DEEPEST = 100
+"""Levels of the tree on the page."""
 
 # Said by other settings: the sizes by the architecture, the lists of a schedule by its stages.
 REPEATED = re.compile(r"hidden_sizes|n_params|n_layers|epochs_total|log10_lr_\d+|lrs|epochs|dataset_digest")
@@ -24,7 +29,7 @@ def curves(known: DataFrame, histories: Histories) -> list[dict[str, Any]]:
     """For each run, in the order of the ranking, its curves as `[epochs, values]` by metric, and where stages end."""
     return [
         {
-            "ends": np.cumsum(_numbers(known.loc[run_id, "epochs"])).astype(int).tolist(),
+            "ends": _ends(_stages(known.loc[run_id])),
             "metrics": {
                 key: [
                     list(points),
@@ -38,8 +43,18 @@ def curves(known: DataFrame, histories: Histories) -> list[dict[str, Any]]:
     ]
 
 
-def _numbers(text: str | None) -> list[float]:
-    return json.loads(text) if text else []
+def _stages(row: Series) -> Stages:
+    """A run's schedule; empty if the record of it is cut or missing."""
+    try:
+        if isinstance(row["stages"], str):
+            return tuple(Stage(int(epochs), lr) for epochs, lr in json.loads(row["stages"]))
+        return tuple(map(Stage, map(int, json.loads(row["epochs"])), json.loads(row["lrs"])))
+    except (ValueError, TypeError):
+        return ()
+
+
+def _ends(stages: Stages) -> list[int]:
+    return list(accumulate(stage.epochs for stage in stages)) if len(stages) <= MOST_DOTS else []
 
 
 def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, Any]]:
@@ -56,7 +71,7 @@ def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, 
         row = known.loc[run_id]
         told = ["trunk", "seed"] if row["trunk"] else trunk_columns
         trunk = canonical_json({name: str(row[name]) for name in told})
-        stages = tuple(map(Stage, map(int, _numbers(row["epochs"])), _numbers(row["lrs"])))
+        stages = _stages(row)
         if not stages:
             continue
         run = Run(trunk, "", stages)
@@ -65,27 +80,42 @@ def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, 
         )
         runs.setdefault(run.uid, (place, run_id))
         built.append(run)
-    nodes: dict[str, dict[str, Any]] = {}
     trunks: dict[str, dict[str, Any]] = {}
     for top in StageTree.build(built).roots:
-        for node in top.walk():
-            nodes[node.uid] = _node(node, runs, known, histories, part, metric)
-            if node.parent is not None:
-                nodes[node.parent]["children"].append(nodes[node.uid])
         trunk = trunks.setdefault(top.trunk, {"label": labels[top.trunk], "children": []})
-        trunk["children"].append(nodes[top.uid])
+        _add(trunk["children"], top, lambda chain, best: _node(chain, best, runs, known, histories, part, metric), runs)
     return sorted(trunks.values(), key=lambda trunk: min(node["best"] for node in trunk["children"]))
 
 
+def _add(
+    branches: list[dict[str, Any]], root: Node, write: Callable[[list[Node], tuple[int, str]], dict[str, Any]],
+    runs: Mapping[str, tuple[int, str]],
+) -> None:  # fmt: skip
+    """Add a subtree. Many stages without a fork are one line, and what lies very deep stands beside its parent."""
+    best: dict[str, tuple[int, str]] = {}
+    for node in reversed(list(root.walk())):  # children before their parents
+        best[node.uid] = min([best[child.uid] for child in node.children] + [runs[node.uid]] * node.final)
+    waiting = [(root, branches, 0)]
+    while waiting:
+        node, siblings, depth = waiting.pop()
+        chain = node.chain()
+        chain = chain if len(chain) > LONGEST_CHAIN else chain[:1]
+        siblings.append(write(chain, best[node.uid]))
+        below = siblings[-1]["children"] if depth < DEEPEST else siblings
+        waiting += [(child, below, depth + 1) for child in reversed(chain[-1].children)]
+
+
 def _node(
-    node: Node, runs: Mapping[str, tuple[int, str]], known: DataFrame, histories: Histories, part: str, metric: str
-) -> dict[str, Any]:
-    below = [runs[one.uid] for one in node.walk() if one.final]
-    best, run_id = min(below)
-    epoch = sum(stage.epochs for stage in node.stages)
-    value = histories[run_id].get(part, {}).get(epoch)
-    final = runs[node.uid] if node.final else None
+    chain: Sequence[Node], best: tuple[int, str], runs: Mapping[str, tuple[int, str]], known: DataFrame,
+    histories: Histories, part: str, metric: str,
+) -> dict[str, Any]:  # fmt: skip
+    first, last = chain[0], chain[-1]
+    place, run_id = best
+    value = histories[run_id].get(part, {}).get(last.last_epoch)
+    final = runs[last.uid] if last.final else None
+    many = f"{short(first.lr)} to {short(last.lr)} in {len(chain):,} stages"
     return {
-        "epochs": node.epochs, "lr": node.lr, "part": part, "value": value, "best": best, "children": [],
+        "epochs": sum(node.epochs for node in chain), "lr": first.lr if len(chain) == 1 else many, "part": part,
+        "value": value, "best": place, "children": [],
         "run": final and final[0], "metric": final and float(known.loc[final[1], metric]),
     }  # fmt: skip

@@ -68,6 +68,7 @@ class HydraLauncher:
 
     def __init__(self, context: HydraContext, config: DictConfig, overrides: Sequence[str], workers: int):
         self.workers = workers
+        self.here = config.hydra.launcher._target_.rpartition(".")[2] in ("BasicLauncher", "JoblibLauncher")
         self._context, self._config, self._overrides = context, config, overrides
         self._job_num = count()
 
@@ -112,7 +113,7 @@ def count_workers(launcher: DictConfig, trainer: Trainer) -> int:
     devices = count_devices(resolve_device(trainer.device))
     slots = math.inf if devices is None else max(devices, 1) * trainer.workers_per_device
     if wanted != "auto":
-        if wanted > slots:
+        if devices and wanted > slots:  # a machine without any is told so by the plan
             raise InputError(
                 f"trainer.workers: got {wanted} for {devices} device{'s' * (devices != 1)}, expected at most {slots} "
                 f"(trainer.workers_per_device={-(-wanted // max(devices, 1))} lets them share)"

@@ -39,17 +39,20 @@ class PackOptimizer:
     def __init__(self, parameters: Sequence[Tensor], settings: Sequence[Mapping[str, Any]], lrs: Sequence[float]):
         name = settings[0]["name"]
         self.members = [[nn.Parameter(stacked[k]) for stacked in parameters] for k in range(len(lrs))]
-        groups = [
-            {"params": views, "lr": lr, **{key: value for key, value in own.items() if key != "name"}}
-            for views, own, lr in zip(self.members, settings, lrs, strict=True)
-        ]
         on_cuda = parameters[0].device.type == "cuda"
         options = {"fused": True} if name in FUSED or (name == "adagrad" and not on_cuda) else {}
         if on_cuda and name in CAPTURABLE:
             options["capturable"] = True
             # the steps before a graph is recorded are no mistake
             warnings.filterwarnings("ignore", message=".*without CUDA graph capture")
-        self.optimizer = CLASSES[name](groups, **options)
+        # each member's settings go through the constructor: some of torch.optim's read them there, not from groups
+        alone = [
+            CLASSES[name](views, lr=lr, **{key: value for key, value in own.items() if key != "name"}, **options)
+            for views, own, lr in zip(self.members, settings, lrs, strict=True)
+        ]
+        self.optimizer = CLASSES[name]([group for one in alone for group in one.param_groups], **options)
+        for one in alone:
+            self.optimizer.state.update(one.state)
         self.capturable = on_cuda and (name in CAPTURABLE or name == "sgd")
         """Whether `step` can be part of a CUDA graph."""
 

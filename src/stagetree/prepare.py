@@ -14,7 +14,7 @@ from stagetree import checkpoint, data, drawing, estimate, machine
 from stagetree.compose import Job
 from stagetree.config import Config
 from stagetree.describe import RunEntry, describe
-from stagetree.devices import resolve_device
+from stagetree.devices import lacking, resolve_device
 from stagetree.identity import to_run
 from stagetree.mistakes import InputError
 from stagetree.partition import Unit, cut_units, predecessors
@@ -105,13 +105,14 @@ def _describe_node(node: Node) -> dict[str, Any]:
     return {"uid": node.uid, "parent": node.parent, "epochs": node.epochs, "lr": node.lr, "final": node.final}
 
 
-def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
+def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool = False) -> Plan:
     """Prepare the data, merge the runs and cut them into units for `workers`; train nothing.
 
     Args:
         jobs: the points of the grid.
         workers: units that run at a time.
-        measure: find out how fast this machine trains shapes that it never trained.
+        here: whether all workers are on this machine.
+        measure: find out how fast this machine trains shapes that it never trained, if it has their device.
 
     Raises:
         InputError: with a line for each problem of any job.
@@ -119,6 +120,7 @@ def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
     config = _common_settings(jobs)
     output_dir = Path(config.output_dir)
     prepared = _prepare_data(jobs, output_dir)
+    _check_fit(jobs, prepared, here)
     runs: dict[str, Run] = {}
     kept: dict[str, Job] = {}
     for job in jobs:
@@ -139,7 +141,9 @@ def plan(jobs: Sequence[Job], *, workers: int, measure: bool = False) -> Plan:
     commands = {uid: job.command for uid, job in kept.items()}
     entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole, commands)
     by_digest = {info.digest: info for info in prepared.values()}
-    speeds = machine.speeds(tree, output_dir, by_digest, workers if measure else 0, config.trainer.workers_per_device)
+    devices = {resolve_device(job.config.trainer.device) for job in jobs}
+    measuring = workers if measure and not any(map(lacking, devices)) else 0
+    speeds = machine.speeds(tree, output_dir, by_digest, measuring, config.trainer.workers_per_device)
     shapes = {node.shape for node in tree.walk()}
     packs = {shape: speeds[shape].best for shape in shapes} if shapes <= speeds.keys() else None
     units = cut_units(tree, workers, estimate.epoch_costs(shapes, speeds, by_digest), packs)
@@ -169,6 +173,29 @@ def _common_settings(jobs: Sequence[Job]) -> Config:
     if varying:
         raise InputError("\n".join(f"{name}: must be one for the whole sweep, got several values" for name in varying))
     return first
+
+
+def _check_fit(jobs: Sequence[Job], prepared: Mapping[Any, data.DataInfo], here: bool) -> None:
+    """See that settings fit the data and this machine, as far as that can be known before anything trains."""
+    problems: dict[str, None] = {}  # each said once
+    for job in jobs:
+        loss, trainer = job.config.loss, job.config.trainer
+        device, n_classes = resolve_device(trainer.device), len(prepared[job.config.dataset].classes)
+        n_weights = len(getattr(loss, "class_weights", ()))
+        if n_weights not in (0, n_classes):
+            problems[
+                f"loss.class_weights: got {n_weights} for the {n_classes} classes of {job.config.dataset.name}, "
+                "expected one for each (or none: all 1)"
+            ] = None
+        if trainer.precision == "tf32" and device != "cuda":
+            problems[
+                f"trainer.precision: got tf32, which is for cuda, but trainer.device={trainer.device} is {device} here "
+                "(set trainer.precision=float32)"
+            ] = None
+        if here and (said := lacking(device)):
+            problems[said] = None
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _prepare_data(jobs: Sequence[Job], output_dir: Path) -> dict[Any, data.DataInfo]:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from stagetree.connect import VIEW_TAG, connect, find_sweep
+from stagetree.connect import VIEW_TAG, connect, cut, find_sweep
 from stagetree.export import export
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-LONGEST_NOTE = 5000  # characters, as for other tags
 MODEL = "best"
 """Name of the model: `runs:/RUN_ID/best`."""
 
@@ -45,7 +44,7 @@ class Publisher:
     def describe(self, note: str, files: Sequence[Path]) -> None:
         """Give the parent run a description in Markdown, and files as artifacts."""
         if self._parent:
-            self._client.set_tag(self._parent, "mlflow.note.content", note[:LONGEST_NOTE])
+            self._client.set_tag(self._parent, "mlflow.note.content", cut(note))
             for file in files:
                 self._client.log_artifact(self._parent, str(file))
 

@@ -22,16 +22,16 @@ import yaml
 from stagetree import checkpoint
 from stagetree.audit import Epochs, compare, expected, metrics_of
 from stagetree.checkpoint import Record
-from stagetree.connect import MOST_METRICS, MOST_PARAMS
+from stagetree.connect import LONGEST_TAG, MOST_METRICS, MOST_PARAMS, cut, in_pieces
 from stagetree.curves import draw
 from stagetree.describe import RunEntry
+from stagetree.notation import WRITTEN_OUT
+from stagetree.tree import canonical_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from stagetree.store import Metrics
-
-LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class RunWriter:
         """All that MLflow holds of its metrics."""
         self._epochs: set[int] = set()
         """Those that MLflow holds something of."""
+        self._begun = self._is_running = False
+        """Whether this process wrote to it, and whether MLflow takes it for running."""
         self._has_prefix = False
         """Whether the epochs that were trained before this launch are written."""
         self._lock = threading.Lock()
@@ -130,29 +132,26 @@ class RunWriter:
         """End a run that was begun and will not be gone on with, unless a thread is at work on it for so long."""
         if self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX))):
             try:
-                if self.run_id and not self.ended:
+                if self._is_running:
                     self._client.set_terminated(self.run_id, "KILLED")
             finally:
                 self._lock.release()
 
-    def resume(self, run_id: str, recorded: "Metrics", *, finished: bool = False, anew: bool = False) -> None:
+    def resume(self, run_id: str, recorded: "Metrics", status: str, *, anew: bool = False) -> None:
         """Go on with a run that an earlier process began, or put right one that it finished.
 
         Args:
             run_id: MLflow's.
             recorded: all that MLflow holds of its metrics.
-            finished: whether it is finished; else it is RUNNING from now on.
+            status: MLflow's; one that is not FINISHED is RUNNING once something is written.
             anew: whether it says something that MLflow cannot take back, so that another run must supersede it.
         """
-        self.run_id, self.ended, self.is_right = run_id, finished, False
+        self.run_id, self.ended, self.is_right = run_id, status == "FINISHED", False
+        self._is_running = status == "RUNNING"
         self._recorded = {name: list(points) for name, points in recorded.items()}
         self._epochs = {step for points in recorded.values() for step, _ in points}
         if anew:
             self._leave()
-            return
-        if not finished:
-            self._client.update_run(run_id, status="RUNNING")
-        self._describe()  # the earlier process may have died before it did
 
     # ------------------------------------------------------------ with the lock held
 
@@ -162,24 +161,36 @@ class RunWriter:
     def _leave(self) -> None:
         """Give up what is recorded, which another run supersedes."""
         self.older.append(self.run_id)
-        self.run_id, self.ended, self._recorded = None, False, {}
+        self.run_id, self._recorded = None, {}
+        self.ended = self._begun = self._is_running = False
         self._epochs.clear()
 
     def _begin(self) -> None:
-        if self.run_id is not None:
+        if self._begun:
             return
+        if self.run_id is None:
+            self._create()
+        elif not self.ended:
+            self._client.update_run(self.run_id, status="RUNNING")
+        self._is_running = not self.ended
+        self._describe()  # again: an earlier process may have died before it did
+        self._begun = True
+
+    def _create(self) -> None:
         entry = self.entry
         tags = {
             **self._to.tags,
             "stagetree.kind": "run",
             "stagetree.uid": entry.uid,
             "stagetree.shared_epochs": str(entry.shared_epochs),
-            "stagetree.command": entry.command[:LONGEST_TAG],
-            "mlflow.note.content": f"`{entry.command[:LONGEST_TAG]}` trains this run alone.",
+            **in_pieces("stagetree.command", entry.command),
+            "mlflow.note.content": f"`{cut(entry.command)}` trains this run alone.",
         }
+        if len(entry.stages) > WRITTEN_OUT:  # the params hold it in brief
+            pairs = [[stage.epochs, stage.lr] for stage in entry.stages]
+            tags |= in_pieces("stagetree.stages", canonical_json(pairs))
         self.run_id = self._client.create_run(self._to.experiment, run_name=entry.name, tags=tags).info.run_id
         self._to.begun[entry.uid] = self.run_id
-        self._describe()
 
     def _describe(self) -> None:
         """Write params and the digests of trunk and data; writing them again changes nothing."""
@@ -241,7 +252,7 @@ class RunWriter:
 
     def _end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
-        self.ended = True
+        self.ended, self._is_running = True, False
 
 
 @contextlib.contextmanager
@@ -254,6 +265,6 @@ def _artifacts(entry: RunEntry, record: Record, checkpoints: Path) -> Iterator[s
         except OSError:  # not every shared folder has links
             shutil.copy(weights, Path(folder) / "weights.safetensors")
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(entry.config, sort_keys=False))
-        curves = draw(entry.name, record.history, entry.params["epochs"])
+        curves = draw(entry.name, record.history, [stage.epochs for stage in entry.stages])
         (Path(folder) / "curves.svg").write_text(curves, encoding="utf-8")
         yield folder

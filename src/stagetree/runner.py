@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 NOTED = 20
 """Lines of the leaderboard in the sweep's description in MLflow."""
+NOTED_CHARACTERS = 1500
+"""Of the command there, so that the lines have their place; the whole is a tag."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
         Interrupted: by a signal, once all workers have ended.
         OSError: the output folder cannot be written.
     """
-    planned = plan(jobs, workers=engine.workers)
+    planned = plan(jobs, workers=engine.workers, here=engine.here)
     if not planned.config.quiet:
         planned.show(Console())
     output_dir = Path(planned.config.output_dir).resolve()
@@ -121,13 +123,14 @@ def _outcome(
         )
         return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)
     from stagetree import ranking, report, store
+    from stagetree.connect import cut
 
     experiment = store.load(config.store_uri, config.tracking.experiment)
     frame = experiment[experiment["uid"].isin(planned.runs)]
     ranked = ranking.rank(frame, config.report.metric)
     files = _write(config, ranked, frame, command) if several else []
     best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
-    note = f"`{command}`\n\n{report.summary(ranked)}\n\n{report.to_markdown(ranked, NOTED)}"
+    note = f"`{cut(command, NOTED_CHARACTERS)}`\n\n{report.summary(ranked)}\n\n{report.to_markdown(ranked, NOTED)}"
     _publish(planned, best, note, files, ranking.useful_columns(experiment))
     lines = []
     if not config.quiet:

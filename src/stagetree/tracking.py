@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from stagetree import checkpoint
 from stagetree.audit import Differences, examine
 from stagetree.claims import store_claims
-from stagetree.connect import connect, default_artifacts, experiment_id, find_sweep, is_server, pages
+from stagetree.connect import connect, cut, default_artifacts, experiment_id, find_sweep, in_pieces, is_server, pages
 from stagetree.describe import RunEntry
 from stagetree.mistakes import InputError
-from stagetree.recording import LONGEST_TAG, Destination, RunWriter
+from stagetree.recording import Destination, RunWriter
 from stagetree.threads import Threads
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class Tracker:
                 self._finish_soon(self._runs[event["uid"]])
         elif kind == "failed":
             for run in self._open(event["uid"]):
+                if event.get("alone") and run.entry.uid != event["uid"]:
+                    continue
                 self._soon(lambda run=run: self._ending(run, lambda: run.fail(event["reason"], event["traceback"])))
 
     def _open(self, node_uid: str) -> list[RunWriter]:
@@ -259,7 +261,8 @@ class Tracker:
             return found
         tags = self._tags | {
             "stagetree.kind": "sweep",
-            "mlflow.note.content": f"`{command[:LONGEST_TAG]}`",
+            **in_pieces("stagetree.command", command),
+            "mlflow.note.content": f"`{cut(command)}`",
         }
         name = f"sweep of {n_runs} runs {self._sweep_id}" if n_runs > 1 else f"train {self._sweep_id}"
         return self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
@@ -290,11 +293,11 @@ class Tracker:
                 begun[uid] = run
         metrics = load_metrics(self._uri, [run.run_id for run in begun.values()])
         for uid, run in begun.items():
-            self._runs[uid].resume(run.run_id, metrics[run.run_id])
+            self._runs[uid].resume(run.run_id, metrics[run.run_id], run.status)
         for run, own, differences in self._examine(list(finished.values())):
             writer = self._runs[run.tags["stagetree.uid"]]
             if differences or not self._is_trained(writer):
-                writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
+                writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
             else:
                 writer.ended = writer.is_right = True
                 self._claims.release(self._claim("run", writer.entry.uid))
@@ -329,7 +332,7 @@ class Tracker:
                 if attempt:
                     raise InputError(f"run {writer.entry.name}: {differences} (stagetree verify says more)")
                 if self._claims.take(self._claim("run", writer.entry.uid)):
-                    writer.resume(run.run_id, own, finished=True, anew=bool(differences.wrong))
+                    writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
                     self._ending(writer, writer.finish)
             if not wrong:
                 return

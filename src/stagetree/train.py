@@ -14,11 +14,11 @@ from pathlib import Path
 from stagetree import checkpoint
 from stagetree.calibrate import measured
 from stagetree.claims import Claims, store_claims
-from stagetree.epoch import Split, Training, evaluate, never, prepare_device
+from stagetree.epoch import Split, Training, evaluate, never, prepared_device
 from stagetree.events import EventLog
 from stagetree.model import State, initial_state
 from stagetree.stopping import Stopped
-from stagetree.tree import Node, Stage, prefix_uid
+from stagetree.tree import Node
 from stagetree.unit import Settings
 
 QUICK_S = 0.3
@@ -68,9 +68,10 @@ class Trainer:
                 return self.attempt(nodes[:half]) | self.attempt(nodes[half:])
             return {nodes[0].uid: self.fail(nodes[0], f"{type(error).__name__}: {error}", traceback.format_exc())}
 
-    def fail(self, node: Node, reason: str, trace: str = "") -> str:
-        """Tell why a node failed."""
-        self.log.append({"kind": "failed", "uid": node.uid, "reason": reason, "traceback": trace})
+    def fail(self, node: Node, reason: str, trace: str = "", *, alone: bool = False) -> str:
+        """Tell why a node failed; `alone`: its state was reached, so that what starts from it goes on."""
+        event = {"kind": "failed", "uid": node.uid, "reason": reason, "traceback": trace}
+        self.log.append(event | {"alone": True} if alone else event)
         return reason
 
     def _split(self, spec: Mapping) -> Split:
@@ -82,14 +83,17 @@ class Trainer:
     def _train(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Train each node's epochs, telling the log, and keep the states reached."""
         spec = json.loads(nodes[0].shape)
-        prepare_device(spec)
+        with prepared_device(spec):
+            return self._train_prepared(nodes, spec)
+
+    def _train_prepared(self, nodes: Sequence[Node], spec: Mapping) -> dict[str, str]:
         members = _Members(nodes, spec, self._split(spec), self.folder, self._claims)
         parts = ["val"] * (len(members.split.val) > 0) + ["test"] * self.settings.test_every_epoch
         self.log.append({"kind": "pack", "uids": [node.uid for node in nodes], "epochs": nodes[0].epochs})
         if parts and any(node.parent is None for node in nodes):
             for k, metrics in enumerate(members.evaluate(parts)):
                 if nodes[k].parent is None:
-                    self._record(members, k, {"epoch": 0, **metrics})
+                    self._record(members, k, {"epoch": 0, **_finite(metrics)})
         failed: dict[str, str] = {}
         saved_at = time.monotonic()
         took = math.inf
@@ -112,12 +116,12 @@ class Trainer:
                     continue
                 metrics = {**trained[k], **evaluated[k]}
                 number = node.first_epoch + epoch + 1
-                bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-                if bad:
-                    reason = f"{bad[0]} became {metrics[bad[0]]} in epoch {number} (lr {node.lr:g})"
+                # the test set only tells how a run ends
+                decisive = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+                if reason := _diverged(decisive, number, node.lr):
                     failed[node.uid] = self.fail(node, reason)
                 else:
-                    self._record(members, k, {"epoch": number, **metrics, "lr": node.lr, "seconds": seconds})
+                    self._record(members, k, {"epoch": number, **_finite(metrics), "lr": node.lr, "seconds": seconds})
             if len(failed) == len(nodes):
                 return failed
             done = epoch + 1
@@ -126,8 +130,14 @@ class Trainer:
                 saved_at = time.monotonic()
         tests = members.evaluate(["test"]) if any(node.final for node in nodes) else []
         for k, node in enumerate(nodes):
-            if node.uid not in failed:
-                members.save(k, node.uid, test=tests[k] if node.final else None)
+            if node.uid in failed:
+                continue
+            test = tests[k] if node.final else {}
+            reason = _diverged(test, node.first_epoch + node.epochs, node.lr)
+            members.save_end(k, None if reason or not node.final else test)
+            if reason:
+                self.fail(node, reason, alone=True)
+            else:
                 self.log.append({"kind": "done", "uid": node.uid})
         members.remove_partials()
         return failed
@@ -135,6 +145,16 @@ class Trainer:
     def _record(self, members: "_Members", k: int, line: Mapping[str, float]) -> None:
         members.histories[k].append(line)
         self.log.append({"kind": "epoch", "uid": members.nodes[k].uid, **line})
+
+
+def _diverged(metrics: Mapping[str, float], epoch: int, lr: float) -> str:
+    """Why a run has diverged, empty if it has not: a metric that is no finite number. A large one is a result."""
+    bad = [f"{name} became {value} in epoch {epoch}" for name, value in metrics.items() if not math.isfinite(value)]
+    return f"diverged at lr {lr:g}: {bad[0]}" if bad else ""
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 class _Members:
@@ -206,16 +226,24 @@ class _Members:
             history=tuple(self.histories[k]), test=test, partial=partial,
         )  # fmt: skip
 
+    def save_end(self, k: int, test: Mapping[str, float] | None) -> None:
+        """Keep the state that a member's node leads to."""
+        uid = self.nodes[k].uid
+        self.save(k, uid, test=test, partial=not self.nodes[k].kept and self._is_ours(uid))
+
+    def _is_ours(self, uid: str) -> bool:
+        """Whether a state may go again; another sweep may have ended a run there."""
+        there = checkpoint.find(self.folder, uid)
+        return there is None or there.partial
+
     def save_partials(self, done: int, failed: Mapping[str, str]) -> None:
         """Keep states within a stage, so that a killed run goes on from there; those before them go."""
         old, self._partials = self._partials, set()
         for k, node in enumerate(self.nodes):
             if node.uid in failed:
                 continue
-            *before, stage = node.stages
-            uid = prefix_uid(node.trunk, (*before, Stage(stage.epochs - node.epochs + done, stage.lr)))
-            there = checkpoint.find(self.folder, uid)
-            if there is None or there.partial:  # another sweep may have ended a run here
+            uid = node.uid_before(node.epochs - done)
+            if self._is_ours(uid):
                 self.save(k, uid, partial=True)
                 self._partials.add(uid)
         self._remove(old - self._partials)

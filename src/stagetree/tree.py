@@ -9,11 +9,15 @@ skipping what is finished and extending it are therefore one operation: start fr
 import hashlib
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+LONGEST_CHAIN = 8
+"""Stages one after the other that people see as a line each; more are one line."""
+KEPT = 100
+"""Stages of which each end is kept; after that each hundredth, since a state holds its whole history."""
 FORMAT = 2
 """Part of every uid: raised when the same configuration would give other numbers."""
 
@@ -41,6 +45,36 @@ def prefix_uid(trunk: str, stages: Stages) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Way:
+    """The states that one run passes, by their uids.
+
+    Each is found by hashing what it has more than the one before: all prefixes of 10,000 stages take 0.1 s so, and a
+    minute by `prefix_uid`.
+
+    Args:
+        trunk: of the run.
+        stages: of the run.
+    """
+
+    def __init__(self, trunk: str, stages: Stages):
+        self.trunk, self.stages = trunk, stages
+        self._hashes = [hashlib.sha256(f'{{"format":{FORMAT},"stages":['.encode())]  # before each stage
+
+    def __reduce__(self):
+        return Way, (self.trunk, self.stages)
+
+    def uid(self, depth: int, epochs: int) -> str:
+        """Identify the state after `depth` stages, at least 1, the last of them trained for `epochs`."""
+        while len(self._hashes) < depth:
+            stage = self.stages[len(self._hashes) - 1]
+            self._hashes.append(self._hashes[-1].copy())
+            self._hashes[-1].update(f"{canonical_json([stage.epochs, float(stage.lr)])},".encode())
+        found = self._hashes[depth - 1].copy()
+        pair = canonical_json([epochs, float(self.stages[depth - 1].lr)])
+        found.update(f'{pair}],"trunk":{self.trunk}}}'.encode())
+        return found.hexdigest()
+
+
 @dataclass(frozen=True)
 class Run:
     """One full configuration."""
@@ -55,6 +89,10 @@ class Run:
     def uid(self) -> str:
         return prefix_uid(self.trunk, self.stages)
 
+    @cached_property
+    def way(self) -> Way:
+        return Way(self.trunk, self.stages)
+
 
 @dataclass(frozen=True)
 class Node:
@@ -66,26 +104,50 @@ class Node:
     """Uid of the state it starts from; `None`: initial weights."""
     trunk: str
     shape: str
-    stages: Stages
-    """All that is trained once this node is; the last may be part of a longer stage."""
+    way: Way = field(compare=False, repr=False)
+    """Of a run that passes here; shared between nodes, since each would have a long schedule of its own."""
+    depth: int
+    """Stages that are trained once this node is, the last in whole or in part."""
+    end: int
+    """Epochs of that last stage that are trained then."""
+    last_epoch: int
+    """Of those trained here, counted from 1 over the whole schedule."""
     epochs: int
-    """Trained here, the last ones of `stages[-1]`; 0: only the final figures are missing."""
+    """Trained here; 0: only the final figures are missing."""
     final: bool
     """Whether a run ends here, so that it is evaluated on the test set."""
+    kept: bool = field(default=True, compare=False)
+    """Whether its state stays once what starts from it is trained."""
     children: tuple["Node", ...] = ()
 
     @property
+    def stages(self) -> Stages:
+        """All that is trained once this node is; the last may be part of a longer stage."""
+        return (*self.way.stages[: self.depth - 1], Stage(self.end, self.lr))
+
+    @property
     def lr(self) -> float:
-        return self.stages[-1].lr
+        return self.way.stages[self.depth - 1].lr
 
     @property
     def first_epoch(self) -> int:
         """Counted from 0 over the whole schedule."""
-        return sum(stage.epochs for stage in self.stages) - self.epochs
+        return self.last_epoch - self.epochs
 
     @property
     def starts_stage(self) -> bool:
-        return self.epochs == self.stages[-1].epochs
+        return self.epochs == self.end
+
+    def uid_before(self, epochs: int) -> str:
+        """Identify the state of its last stage that is so many epochs before its own."""
+        return self.way.uid(self.depth, self.end - epochs)
+
+    def chain(self) -> list["Node"]:
+        """This node and those below it up to the first at which the tree forks or a run ends."""
+        nodes = [self]
+        while len(nodes[-1].children) == 1 and not nodes[-1].final:
+            nodes.append(nodes[-1].children[0])
+        return nodes
 
     def walk(self) -> Iterator["Node"]:
         """Yield this node and all below it, parents first."""
@@ -95,15 +157,31 @@ class Node:
             yield node
             stack.extend(reversed(node.children))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values without the children; `from_json` reads them."""
-        names = ("uid", "parent", "trunk", "shape", "epochs", "final")
-        pairs = [[stage.epochs, stage.lr] for stage in self.stages]
-        return {name: getattr(self, name) for name in names} | {"stages": pairs}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Node":
-        return cls(**{**values, "stages": tuple(Stage(epochs, lr) for epochs, lr in values["stages"])})
+_PLAIN = ("uid", "parent", "trunk", "shape", "depth", "end", "last_epoch", "epochs", "final", "kept")
+
+
+def nodes_to_json(nodes: Iterable[Node]) -> dict[str, Any]:
+    """Plain values without the children; `nodes_from_json` reads them. Nodes of one run name its schedule once."""
+    ways: dict[int, tuple[int, Way]] = {}
+    lines = []
+    for node in nodes:
+        place, _ = ways.setdefault(id(node.way), (len(ways), node.way))
+        lines.append({name: getattr(node, name) for name in _PLAIN} | {"schedule": place})
+    schedules = [[[stage.epochs, stage.lr] for stage in way.stages] for _, way in ways.values()]
+    return {"schedules": schedules, "nodes": lines}
+
+
+def nodes_from_json(values: Mapping[str, Any]) -> list[Node]:
+    """Read what `nodes_to_json` made."""
+    schedules = [tuple(Stage(epochs, lr) for epochs, lr in pairs) for pairs in values["schedules"]]
+    ways: dict[tuple[int, str], Way] = {}
+    nodes = []
+    for line in values["nodes"]:
+        place, trunk = line["schedule"], line["trunk"]
+        way = ways.setdefault((place, trunk), Way(trunk, schedules[place]))
+        nodes.append(Node(**{name: line[name] for name in _PLAIN}, way=way))
+    return nodes
 
 
 @dataclass(frozen=True)
@@ -140,63 +218,101 @@ class StageTree:
         """
         distinct = sorted({run.uid: run for run in runs}.values(), key=lambda run: (run.shape, run.trunk, run.stages))
         groups = [list(g) for _, g in groupby(distinct, key=lambda r: r.trunk)] if share else [[r] for r in distinct]
-        return cls(tuple(root for group in groups for root in _grow(group, (), None)))
+        return cls(tuple(root for group in groups for root in _grow(group)))
 
     def remaining(self, finished: Finished) -> "StageTree":
         """Cut off what is finished: what is left starts from the last states that exist."""
-        return StageTree(tuple(left for root in self.roots for left in _remaining(root, finished)))
+        left: dict[int, list[Node]] = {}
+        for node in reversed(list(self.walk())):  # children before their parents
+            below = [one for child in node.children for one in left.pop(id(child))]
+            left[id(node)] = _remaining(node, below, finished)
+        return StageTree(tuple(one for root in self.roots for one in left[id(root)]))
 
 
-def _grow(runs: Sequence[Run], prefix: Stages, parent: str | None) -> list[Node]:
-    """Make the nodes below `prefix` for runs of one trunk that all begin with it."""
-    depth = len(prefix)
+# No function here calls itself: each stage would be a call, and schedules have thousands.
+_Growing = tuple[Sequence[Run], int, int, int]
+"""Runs that are alike up to here, stages and epochs of the next stage that are done, and the place of the node above;
+-1: none."""
+
+
+def _grow(runs: Sequence[Run]) -> list[Node]:
+    """Make the nodes of runs of one trunk."""
+    made: list[dict[str, Any]] = []
+    above: list[int] = []
+    growing = _forks(runs, 0, -1)[::-1]
+    while growing:
+        alike, depth, done, place = growing.pop()
+        end = min(run.stages[depth].epochs for run in alike)
+        ending = [run for run in alike if run.stages[depth].epochs == end]
+        longer = [run for run in alike if run.stages[depth].epochs > end]
+        way, parent = alike[0].way, made[place] if place >= 0 else None
+        above.append(place)
+        made.append({
+            "uid": way.uid(depth + 1, end), "parent": parent and parent["uid"], "trunk": way.trunk,
+            "shape": alike[0].shape, "way": way, "depth": depth + 1, "end": end, "epochs": end - done,
+            "last_epoch": (parent["last_epoch"] if parent else 0) + end - done,
+            "final": any(len(run.stages) == depth + 1 for run in ending),
+        })  # fmt: skip
+        here = len(made) - 1
+        growing += ([(longer, depth, end, here)] if longer else []) + _forks(ending, depth + 1, here)[::-1]
+    below: list[list[Node]] = [[] for _ in range(len(made) + 1)]  # the last: roots
+    for place in reversed(range(len(made))):
+        node = Node(**made[place], children=tuple(below[place]))
+        passed = not node.final and len(node.children) == 1 and node.depth > KEPT and node.depth % KEPT
+        below[above[place]].insert(0, replace(node, kept=False) if passed else node)
+    return below[-1]
+
+
+def _forks(runs: Sequence[Run], depth: int, place: int) -> list[_Growing]:
+    """Divide runs by the learning rate of their next stage; those without one end here."""
     onward = sorted((run for run in runs if len(run.stages) > depth), key=lambda run: run.stages[depth].lr)
     by_lr = groupby(onward, key=lambda run: run.stages[depth].lr)
-    return [node for _, same_lr in by_lr for node in _grow_stage(list(same_lr), prefix, 0, parent)]
+    return [(list(same_lr), depth, 0, place) for _, same_lr in by_lr]
 
 
-def _grow_stage(runs: Sequence[Run], prefix: Stages, done: int, parent: str | None) -> list[Node]:
-    """Train one learning rate on from `done` epochs to the next end of a stage, then fork."""
-    depth, first = len(prefix), runs[0]
-    end = min(run.stages[depth].epochs for run in runs)
-    stages = (*prefix, Stage(end, first.stages[depth].lr))
-    uid = prefix_uid(first.trunk, stages)
-    ending = [run for run in runs if run.stages[depth].epochs == end]
-    longer = [run for run in runs if run.stages[depth].epochs > end]
-    children = _grow(ending, stages, uid) + (_grow_stage(longer, prefix, end, uid) if longer else [])
-    epochs, final = end - done, any(len(run.stages) == depth + 1 for run in ending)
-    return [Node(uid, parent, first.trunk, first.shape, stages, epochs, final, tuple(children))]
-
-
-def _remaining(node: Node, finished: Finished) -> list[Node]:
-    below = [left for child in node.children for left in _remaining(child, finished)]
+def _remaining(node: Node, below: list[Node], finished: Finished) -> list[Node]:
+    """What is left of a node, given what is left below it."""
     own = tuple(left for left in below if left.parent == node.uid)
     others = [left for left in below if left.parent != node.uid]  # they start from states that exist
     done = node.uid in finished.states and (not node.final or node.uid in finished.tested)
     needed = node.final or own or not node.children
     if done or not needed:
         return below
-    *prefix, stage = node.stages
-    for left in range(node.epochs):
-        uid = prefix_uid(node.trunk, (*prefix, Stage(stage.epochs - left, stage.lr)))
+    left, parent = _left(node, node.epochs, node.parent, finished)
+    return [replace(node, parent=parent, epochs=left, children=own), *others]
+
+
+def _left(node: Node, epochs: int, parent: str | None, finished: Finished) -> tuple[int, str | None]:
+    """Epochs of a stage that are left to train, of the last `epochs`, and the state from which to."""
+    for left in range(epochs):
+        uid = node.uid_before(left)
         if uid in finished.states:
-            return [replace(node, parent=uid, epochs=left, children=own), *others]
-    return [replace(node, children=own), *others]
+            return left, uid
+    return epochs, parent
 
 
 def path_to(node: Node, finished: Finished) -> list[Node]:
-    """List what must be trained to reach a node's state, parents first.
+    """List what must be trained to reach a node's state, parents first, each without its children.
 
     That is the node itself if the state it starts from is there, nothing if it is done, less of it if a later state is
     there, and the nodes before it where states are gone.
     """
-    below: tuple[Node, ...] = ()
-    for depth in range(len(node.stages), 0, -1):
-        stages = node.stages[:depth]
-        top = replace(
-            node, uid=prefix_uid(node.trunk, stages), stages=stages, epochs=stages[-1].epochs, children=below,
-            parent=prefix_uid(node.trunk, stages[:-1]) if depth > 1 else None,
-            final=node.final and depth == len(node.stages),
+    path: list[Node] = []
+    final, last = node.final, node.last_epoch
+    for depth in range(node.depth, 0, -1):
+        stage, own = node.way.stages[depth - 1], depth == node.depth
+        end = node.end if own else stage.epochs
+        uid, before = node.way.uid(depth, end), node.way.stages[depth - 2].epochs if depth > 1 else 0
+        if uid in finished.states and not (own and final and uid not in finished.tested):
+            break
+        parent = node.way.uid(depth - 1, before) if depth > 1 else None
+        one = replace(
+            node, uid=uid, parent=parent, depth=depth, end=end, epochs=end, last_epoch=last, final=final and own,
+            children=(),
         )  # fmt: skip
-        below = (top,)
-    return list(StageTree(below).remaining(finished).walk())
+        left, parent = _left(one, end, parent, finished)
+        path.append(replace(one, epochs=left, parent=parent))
+        if left < end:
+            break
+        last -= end
+    return path[::-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stagetree.checkpoint import read_sealed, write_sealed
 from stagetree.mistakes import InputError
-from stagetree.tree import Node
+from stagetree.tree import Node, nodes_from_json, nodes_to_json
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def write_unit(
     folder: Path, unit_id: str, roots: Iterable[Node], settings: Settings, after: Collection[str] = ()
 ) -> None:
     """Write `folder/units/<unit_id>.json`, a `Task` of whole subtrees."""
-    nodes = [node.to_json() for root in roots for node in root.walk()]
+    nodes = nodes_to_json(node for root in roots for node in root.walk())
     path = _path(folder, unit_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(path, {"settings": vars(settings), "nodes": nodes, "after": sorted(after)})
@@ -74,8 +74,7 @@ def read_unit(folder: Path, unit_id: str) -> Task:
         values = read_sealed(path)
     except (ValueError, FileNotFoundError):
         raise InputError(f"{path}: the unit is missing or damaged (run the same command again)") from None
-    nodes = [Node.from_json(node) for node in values["nodes"]]
-    return Task(nodes, Settings(**values["settings"]), tuple(values["after"]))
+    return Task(nodes_from_json(values["nodes"]), Settings(**values["settings"]), tuple(values["after"]))
 
 
 def take_unit(folder: Path, after: Mapping[str, Collection[str]], is_busy: Callable[[str], bool]) -> str | None:

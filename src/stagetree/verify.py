@@ -161,7 +161,9 @@ class _Folder:
             if folder is None or not record:
                 continue
             weights = folder / "data" / "weights.safetensors"
-            if not (folder / "MLmodel").is_file() or not weights.is_file():
+            if model.status != "READY":
+                yield Problem(f"model of run {model.source_run_id[:8]}", "is unfinished", uid)
+            elif not (folder / "MLmodel").is_file() or not weights.is_file():
                 yield Problem(f"model of run {model.source_run_id[:8]}", "its files are missing", uid)
             elif checkpoint.file_digest(weights) != record.files.get(f"{uid}.safetensors"):
                 yield Problem(f"model of run {model.source_run_id[:8]}", "its weights are damaged", uid)
@@ -220,6 +222,8 @@ class _Folder:
 
     def repair(self, console: Console) -> None:
         """Put right what can be, without training."""
+        from mlflow import MlflowClient
+
         for problem in self._states():
             self._restore(problem)
         if problem := self._database():
@@ -235,7 +239,10 @@ class _Folder:
             self._publish(sweep)
         wrong = {problem.uid for problem in self._models()}
         for model in self._logged_models():
-            if (uid := self._uid_of(model)) in wrong:
+            uid = self._uid_of(model)
+            if model.status != "READY":
+                MlflowClient(self._uri).delete_logged_model(model.model_id)
+            elif uid in wrong:
                 self._publisher(self._sweeps[0].sweep_id if self._sweeps else "").write_model(model, uid)
         self._write_leaderboard()
 

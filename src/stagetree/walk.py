@@ -46,7 +46,7 @@ def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
         failed = {
             event["uid"]: event["reason"]
             for other in task.after for event in EventReader(folder / "events", lambda _: None, name=other).read()
-            if event["kind"] == "failed"
+            if event["kind"] == "failed" and not event.get("alone")
         }  # fmt: skip
         for shape in {node.shape for node in task.nodes}:
             use_device(

@@ -1,0 +1,152 @@
+"""Each setting that decides the numbers is recorded, named and told apart: derived from the schema."""
+
+import hashlib
+import json
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+from pandas import DataFrame
+from pydantic import BaseModel
+
+from stagetree import checks, config, describe, identity, ranking, store
+from stagetree.tree import StageTree
+
+CLASSES = ("a", "b", "c")
+GROUPS = ("dataset", "model", "optimizer", "loss", "schedule", "trainer")
+OTHER = {
+    "root": "elsewhere/pets", "file": "other.npz", "split": "letters", "mean": [0.5], "std": [0.25], "val_size": 0.1,
+    "class_weights": [1.0, 2.0, 3.0], "betas": [0.8, 0.95], "hidden_sizes": [5, 4], "activation": "tanh",
+    "stages": [[2, 0.1], [1, 0.01]], "device": "mps", "precision": "bfloat16", "duplicates": "ignore",
+    "pack_size": 3, "workers": 3,
+}  # fmt: skip
+"""Another value of settings that are no plain numbers or switches."""
+NO_EFFECT = {
+    "duplicates", "test_every_epoch", "pack_size", "share_prefixes", "fresh", "checkpoint_every_s", "workers",
+    "workers_per_device",
+}  # fmt: skip
+"""On the numbers; all other settings of these groups decide them."""
+CONTEXT = {"val_seed": {"dataset.val_size": 0.2}, "nesterov": {"optimizer.momentum": 0.9}}
+"""What a setting needs to have an effect."""
+BASE = {
+    "dataset": {"val_size": 0, "height": 4, "width": 4, "file": "small.npz", "split": "balanced", "root": "data/cats"},
+    "model": {"hidden_sizes": [4]}, "schedule": {"stages": [[2, 0.1]]}, "trainer": {"device": "cpu"},
+}  # fmt: skip
+
+
+def kinds(group: str) -> list[type[BaseModel]]:
+    """The models of a group: one for each `name`."""
+    annotation = config.Config.model_fields[group].annotation
+    return list(get_args(annotation)) or [annotation]
+
+
+def leaves():
+    """Each setting of each kind of each group, and the seed."""
+    for group in GROUPS:
+        for kind in kinds(group):
+            for name in kind.model_fields:
+                if name != "name":
+                    yield pytest.param(group, kind, name, id=f"{kind.__name__}.{name}")
+            if "name" in kind.model_fields and len(get_args(kind.model_fields["name"].annotation)) > 1:
+                yield pytest.param(group, kind, "name", id=f"{kind.__name__}.name")
+    yield pytest.param("", config.Config, "seed", id="seed")
+
+
+def base(group: str, kind: type[BaseModel], name: str) -> dict[str, Any]:
+    """A configuration with this kind of this group, in which the setting has an effect."""
+    chosen = {"dataset": config.Digits, "optimizer": config.SGD, "loss": config.CrossEntropy, group: kind}
+    values: dict[str, Any] = {"seed": 0, "output_dir": "x"}
+    for one in (*GROUPS, "tracking", "report", "predict", "export", "migrate", "ui"):
+        fields = chosen.get(one, kinds(one)[0]).model_fields
+        values[one] = {key: value for key, value in BASE.get(one, {}).items() if key in fields}
+        if "name" in fields:
+            values[one]["name"] = get_args(fields["name"].annotation)[0]
+    for path, value in CONTEXT.get(name, {}).items():
+        values[path.split(".")[0]][path.split(".")[1]] = value
+    return values
+
+
+def another(kind: type[BaseModel], name: str, now: Any) -> Any:
+    if name == "name":
+        return get_args(kind.model_fields[name].annotation)[1]
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(now, bool):
+        return not now
+    return now / 2 + 0.25 if isinstance(now, float) else now + 1
+
+
+def recorded(configs) -> tuple[tuple[describe.RunEntry, ...], DataFrame]:
+    """What a sweep of these configurations records. Each dataset setting stands for other data."""
+    made, infos = {}, {}
+    for one in configs:
+        source = one.dataset.model_dump(mode="json", exclude={"mean", "std", "val_size", "val_seed", "duplicates"})
+        if one.dataset.name in ("digits", "mnist"):
+            source.pop("root")
+        digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()
+        run_ = identity.to_run(one, digest=digest, in_features=16, n_classes=3, device=one.trainer.device)
+        made[run_.uid] = (run_, one)
+        infos[run_.uid] = SimpleNamespace(name="x", digest=digest, classes=CLASSES, in_features=16, n_train=9, n_test=9)
+    runs = {uid: pair[0] for uid, pair in made.items()}
+    entries = describe.describe(
+        runs,
+        {uid: pair[1] for uid, pair in made.items()},
+        infos,
+        StageTree.build(runs.values()),
+        dict.fromkeys(runs, ""),
+    )
+    stored = [
+        store.Recorded(
+            entry.uid, "FINISHED", None, {key: str(value) for key, value in entry.params.items()}, {"test/acc": 0.5},
+            {"stagetree.kind": "run", "stagetree.uid": entry.uid, "stagetree.trunk": entry.trunk},
+        )
+        for entry in entries
+    ]  # fmt: skip
+    return entries, store._to_frame(stored)
+
+
+@pytest.mark.parametrize(("group", "kind", "name"), list(leaves()))
+def test_a_setting_that_changes_the_uid_changes_a_param_the_name_and_the_line_of_means(group, kind, name):
+    values = base(group, kind, name)
+    first = checks.check(values)
+    now = getattr(getattr(first, group) if group else first, name)
+    changed = json.loads(json.dumps(values))
+    (changed[group] if group else changed)[name] = another(kind, name, now)
+    second = checks.check(changed)
+    configs = [one.model_copy(update={"seed": one.seed + 10 * seed}) for one in (first, second) for seed in (0, 1)]
+    entries, frame = recorded(configs)
+    if name in NO_EFFECT or (kind in (config.Digits, config.Torchvision) and name == "root"):
+        assert len(entries) == 2
+        return
+    assert entries[0].params != entries[2].params
+    assert len({entry.name for entry in entries}) == 4
+    expected = [4] if name == "seed" else [2, 2]
+    for known in (frame, frame.assign(trunk=None)):  # by the trunk, and by params alone as runs of before have them
+        assert ranking.aggregate(known, "seed")["n"].tolist() == expected
+
+
+def test_runs_of_before_without_the_newer_params_stay_apart_from_those_with_them():
+    """Nobody knows how their pixels were normalised."""
+    first = checks.check(base("dataset", config.Digits, "mean"))
+    _, frame = recorded([first, first.model_copy(update={"seed": 1})])
+    frame.loc[0, ["trunk", "mean", "std", "device"]] = None
+    assert ranking.aggregate(frame, "seed")["n"].tolist() == [1, 1]
+
+
+def test_data_sets_of_one_name_are_told_apart_by_their_digests():
+    values = base("dataset", config.Npz, "root")
+    moved = json.loads(json.dumps(values))
+    moved["dataset"]["root"] = "elsewhere"
+    entries, frame = recorded([checks.check(values), checks.check(moved)])
+    digests = [entry.params["dataset_digest"][:8] for entry in entries]
+    assert [entry.name for entry in entries] == [f"data {digest} 4 sgd lr 0.1" for digest in digests]
+    assert sorted(frame["dataset"]) == sorted(f"small.npz {digest}" for digest in digests)
+
+
+def test_data_sets_are_named_as_people_name_them():
+    labels = {
+        config.Digits: "digits", config.Torchvision: "mnist", config.Emnist: "emnist-balanced", config.Npz: "small.npz",
+        config.ImageFolder: "cats",
+    }  # fmt: skip
+    for kind in kinds("dataset"):
+        assert checks.check(base("dataset", kind, "root")).dataset.label == labels[kind]
