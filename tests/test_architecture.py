@@ -27,7 +27,7 @@ ROOMS = [
     {"train", "machine"},
     {"walk"},
     {"store", "stats", "progress", "curves"},
-    {"ranking", "publish", "history", "migrate"},
+    {"ranking", "selection", "publish", "history", "migrate"},
     {"report", "audit"},
     {"recording"},
     {"tracking", "page"},

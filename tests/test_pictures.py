@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -79,6 +80,8 @@ def test_pictures_are_named_on_the_command_line(trained):
     (trained / "a=b, 'c'.png").write_bytes((trained / "1.png").read_bytes())
     done = stagetree(trained, "predict", "best", "0.png", "a=b, 'c'.png", "report.metric=test_acc")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("by run ")
+    assert "(small.npz, " in done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("0.png: 0 ")
     assert second.startswith("a=b, 'c'.png: 1 ")
@@ -146,3 +149,14 @@ def test_a_checkpoint_says_what_it_was_trained_on(trained):
     (uid,) = checkpoint.finished(trained / "mlruns" / "checkpoints").tested
     record = checkpoint.read_record(trained / "mlruns" / "checkpoints", uid)
     assert '"mean":[0.5]' in record.trunk
+
+
+def test_the_best_of_runs_that_cannot_be_compared_is_nobodys_guess(trained):
+    frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
+    other = frame.assign(run_id="f" * 32, dataset="mnist", dataset_digest="d")
+    both = pd.concat([frame, other], ignore_index=True)
+    with pytest.raises(
+        InputError, match=r"^predict.run: best of which\? .* of mnist; .* of small.npz .choose with data"
+    ):
+        pictures.find_run(both, "best")
+    assert pictures.find_run(both, "ffff")["run_id"] == "f" * 32

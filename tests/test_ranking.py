@@ -109,6 +109,64 @@ def test_any_metric_will_do_where_no_run_is_finished_yet(load):
     assert order(ranking.rank(frame, "val_acc")) == [(None, "a")]
 
 
+# ---------------------------------------------------------------- what can be compared
+
+
+def mixed(load):
+    """Three runs on one data set, one of them validated, and one on another data set of the same name."""
+    return load(
+        run("a", dataset_digest="d1", val_size=0, val_seed=0, metrics={"test/acc": 0.5}),
+        run("b", dataset_digest="d1", val_size=0, val_seed=0, seed=1, metrics={"test/acc": 0.6}),
+        run("c", dataset_digest="d1", val_size=0.2, val_seed=3, metrics={"test/acc": 0.9, "val/acc": 0.8}),
+        run("d", dataset_digest="d2", val_size=0, val_seed=0, status="failed"),
+        run("e", dataset_digest="d2", val_size=0, val_seed=0, metrics={"test/acc": 0.99}),
+    )
+
+
+NAMES = {
+    "digits d1, no validation set": "test_acc", "digits d1, val_size 0.2, val_seed 3": "val_acc",
+    "digits d2, no validation set": "test_acc",
+}  # fmt: skip
+
+
+def test_runs_are_ranked_among_those_that_can_be_compared_and_no_finished_one_loses_its_rank(load):
+    ranked = ranking.rank(mixed(load))
+    assert order(ranked) == [(1, "b"), (2, "a"), (1, "c"), (1, "e"), (None, "d")]
+    first, second, third = NAMES
+    assert ranked["group"].tolist() == [first, first, second, third, third]
+    assert ranked.attrs["groups"] == NAMES
+
+
+def test_the_test_set_is_one_for_all_divisions_of_the_training_set(load):
+    ranked = ranking.rank(mixed(load), "test_acc")
+    assert order(ranked) == [(1, "c"), (2, "b"), (3, "a"), (1, "e"), (None, "d")]
+    assert list(ranked.attrs["groups"]) == ["digits d1", "digits d2"]
+
+
+def test_means_are_ranked_among_those_that_can_be_compared(load):
+    frame = mixed(load)
+    lines = ranking.aggregate(frame, "seed")
+    assert lines["rank"].tolist() == [1, 1, 1]
+    assert lines["n"].tolist() == [2, 1, 1]
+    assert lines["group"].tolist() == list(NAMES)
+    over_splits = ranking.aggregate(frame, "val_seed")
+    assert "val_seed 3" not in str(over_splits.attrs["groups"])
+
+
+def test_runs_that_differ_in_no_data_or_division_are_one_group_without_a_column(load):
+    ranked = ranking.rank(load(run("a", dataset_digest="d", val_size=0), run("b", dataset_digest="d", val_size=0)))
+    assert "group" not in ranked
+    assert len(ranked.attrs["groups"]) == 1
+
+
+def test_a_seed_of_no_division_divides_nothing(load):
+    """Older runs do not record it."""
+    ranked = ranking.rank(
+        load(run("a", dataset_digest="d", val_size=0), run("b", dataset_digest="d", val_size=0, val_seed=0))
+    )
+    assert "group" not in ranked
+
+
 # ---------------------------------------------------------------- aggregate
 
 

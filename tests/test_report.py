@@ -178,3 +178,24 @@ def test_an_experiment_without_runs_gives_a_clear_line_and_a_file_with_its_heade
         expected = "no runs yet, so leaderboard.csv has only its header (train one: stagetree train)\n"
         assert printed(table, path=Path("leaderboard.csv")) == expected
     assert printed(ranking.rank(frame, "val_acc")) == "no runs yet (train one: stagetree train)\n"
+
+
+def test_runs_that_cannot_be_compared_have_tables_of_their_own(load):
+    frame = load(
+        run("one", dataset="cifar10", metrics={"test/acc": 0.5}),
+        run("two", dataset="mnist", metrics={"test/acc": 0.9}),
+        run("three", dataset="mnist", seed=1, metrics={"test/acc": 0.8}),
+    )  # fmt: skip
+    *table, last = printed(ranking.rank(frame), top=1).splitlines()
+    assert [line.split()[:2] for line in table] == [
+        ["mnist,", "by"], ["rank", "run_name"], ["1", "two"], ["cifar10,", "by"], ["rank", "run_name"], ["1", "one"],
+    ]  # fmt: skip
+    assert last == (
+        "3 runs, 0 failed; ranked within 2 groups, since the data or its division differs; first 2 of 3 lines above"
+    )
+
+
+def test_runs_without_the_metric_are_told_not_only_left_without_a_rank(load):
+    frame = load(run("a", metrics={"test/acc": 0.5, "val/acc": 0.5}), run("b", seed=1, metrics={"test/acc": 0.9}))
+    expected = "2 runs, 0 failed; ranked by val_acc; 1 finished without a finite val_acc, so without a rank"
+    assert printed(ranking.rank(frame)).splitlines()[-1] == expected

@@ -23,7 +23,6 @@ from omegaconf import DictConfig
 
 from stagetree import cli, prepare, runner
 from stagetree.compose import Job, compose_grid
-from stagetree.config import Config
 from stagetree.launch import choose_engine, end_idle_workers
 from stagetree.mistakes import InputError, composition_mistake
 from stagetree.notation import listed_stages
@@ -80,23 +79,24 @@ def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
 
 
 def leaderboard(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
-    """Rank all runs of the experiment as `stagetree report` does, and write nothing.
+    """Rank the runs of the experiment as `stagetree report` does, and write nothing.
 
     Args:
-        overrides: such as `report.metric=test_loss`, `report.group_by=seed`, `output_dir=...`.
+        overrides: such as `report.metric=test_loss`, `report.group_by=seed`, `output_dir=...`; `dataset=mnist` and
+            other settings of runs leave those that have them.
         config_dir: as for `sweep`.
 
     Raises:
         InputError: nothing was recorded, or there is no such metric.
     """
     with composed(overrides, config_dir) as (_, _, jobs):
-        return runner.rank_all(_only(jobs))[0]
+        return runner.rank_all(_only(jobs).config, _only(jobs).overrides)[0]
 
 
-def _only(jobs: list[Job]) -> Config:
+def _only(jobs: list[Job]) -> Job:
     if len(jobs) > 1:
         raise InputError(f"leaderboard: takes one value of each setting, got {len(jobs)} combinations")
-    return jobs[0].config
+    return jobs[0]
 
 
 @contextmanager

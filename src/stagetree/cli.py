@@ -222,7 +222,7 @@ def _report(cfg: "DictConfig") -> None:
     from stagetree import runner
     from stagetree.compose import checked
 
-    runner.leaderboard(checked(cfg))
+    runner.leaderboard(checked(cfg), _overrides())
 
 
 def _data(cfg: "DictConfig") -> None:
@@ -240,14 +240,14 @@ def _predict(cfg: "DictConfig") -> None:
     from stagetree import pictures
     from stagetree.compose import checked
 
-    pictures.predict(checked(cfg), Console())
+    pictures.predict(checked(cfg), Console(), _overrides())
 
 
 def _export(cfg: "DictConfig") -> None:
     from stagetree import pictures
     from stagetree.compose import checked
 
-    pictures.export_run(checked(cfg))
+    pictures.export_run(checked(cfg), _overrides())
 
 
 def _migrate(cfg: "DictConfig") -> None:
@@ -279,6 +279,12 @@ def _ui(cfg: "DictConfig") -> None:
     from stagetree.compose import checked
 
     ui.serve(checked(cfg))
+
+
+def _overrides() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
 
 
 def _command() -> list[str]:

@@ -109,7 +109,7 @@ def gather(source: Source) -> dict[str, Any]:
         "command": source.command,
         "summary": report.summary(ranked),
         "runs": _table(ranked, _tied_runs(ranked, known, best)),
-        "seeds": _over_seeds(frame, metric),
+        "seeds": _over_seeds(frame, source.metric),
         "settings": _settings(known, metric),
         "curves": history.curves(known, histories),
         "tree": history.tree(known, histories, metric),
@@ -175,7 +175,7 @@ def _plain(column: Series) -> list[Any]:
 def _tied_runs(ranked: DataFrame, known: DataFrame, best: Network | str) -> Series:
     """Runs whose accuracy is not told apart from the first one's, by the pictures that it was measured on."""
     tied, metric = Series(False, index=ranked.index), ranked.attrs["metric"]
-    competing = ranked.index[ranked["rank"].notna()]
+    competing = ranked.index[ranked["rank"].notna() & ranking.in_first_group(ranked)]
     if isinstance(best, Network) and len(competing) > 1 and metric in ("val_acc", "test_acc"):
         size = known["val_size"].iloc[0]
         n_val = data.val_count(best.info.n_train, int(size) if size >= 1 else float(size))
@@ -185,15 +185,15 @@ def _tied_runs(ranked: DataFrame, known: DataFrame, best: Network | str) -> Seri
     return tied
 
 
-def _over_seeds(frame: DataFrame, metric: str) -> dict[str, Any] | None:
+def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
     """The table of means over seeds, if seeds vary."""
     finished = frame[frame["status"] == "finished"]
     if finished["seed"].nunique() < 2:
         return None
     lines = ranking.aggregate(frame, "seed", metric)
-    tied = Series(False, index=lines.index)
+    tied, metric = Series(False, index=lines.index), lines.attrs["metric"]
     mean, std, n = (lines[f"{metric}_{name}"] for name in ("mean", "std", "n"))
-    compared = lines.index[lines["rank"].notna() & (n >= 2)]
+    compared = lines.index[lines["rank"].notna() & ranking.in_first_group(lines) & (n >= 2)]
     if len(compared) > 1 and compared[0] == 0:
         values = (part[compared].to_numpy(dtype=float) for part in (mean, std, n))
         tied[compared] = stats.tied_with_first(stats.welch(*values))

@@ -1,14 +1,16 @@
 """Looking at pictures: what a data set holds, what a run makes of one, and giving a trained model away."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from pandas import DataFrame, Series
 from rich.console import Console
 from rich.table import Table
 
-from stagetree import data, datasets, ranking, sampling, store
+from stagetree import data, datasets, ranking, sampling, selection, store
 from stagetree.checkpoint import write_atomic
 from stagetree.config import Config
 from stagetree.data import Arrays, DataInfo
@@ -92,20 +94,31 @@ def draw_samples(arrays: Arrays) -> bytes:
 # ---------------------------------------------------------------- predict
 
 
-def predict(config: Config, console: Console) -> None:
-    """Print the most probable classes of each picture, by a finished run.
+def predict(config: Config, console: Console, overrides: Sequence[str]) -> None:
+    """Print the most probable classes of each picture, by a finished run, which stderr names.
 
     Raises:
         InputError: no such run, it is not finished, or a picture cannot be read.
     """
     if not config.predict.pictures:
         raise InputError("predict: no picture was given (stagetree predict RUN picture.png ...)")
-    frame = store.load(config.store_uri, config.tracking.experiment)
-    run = find_run(frame, config.predict.run, config.report.metric)
+    run = _chosen(config, overrides, config.predict.run, "predict.run")
     network = load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"])
-    for path, probabilities in zip(config.predict.pictures, classify(network, config.predict.pictures), strict=True):
+    classified = classify(network, config.predict.pictures)
+    print(f"by {_described(run)}", file=sys.stderr)
+    for path, probabilities in zip(config.predict.pictures, classified, strict=True):
         said = "  ".join(f"{name} {share:.1%}" for name, share in probabilities)
         console.print(f"{printable(path)}: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _chosen(config: Config, overrides: Sequence[str], name: str, setting: str) -> Series:
+    frame = store.load(config.store_uri, config.tracking.experiment)
+    return find_run(selection.select(frame, config, overrides), name, config.report.metric, setting)
+
+
+def _described(run: Series) -> str:
+    accuracy = "val_acc" if pd.notna(run["val_acc"]) else "test_acc"
+    return printable(f"run {run['run_id'][:8]} ({run['dataset']}, {run['run_name']}, {accuracy} {run[accuracy]:.2%})")
 
 
 def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: str = "predict.run") -> Series:
@@ -118,13 +131,20 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: st
         setting: that gave the name.
 
     Raises:
-        InputError: none or several fit, or it is not finished.
+        InputError: none or several fit, it is not finished, or the best is of several groups that cannot be compared.
     """
     if name == "best" and not (frame["status"] == "finished").any():
         raise InputError(f"{setting}: no run is finished, so none is best (train one: stagetree train)")
     if name == "best":
-        found = ranking.rank(frame[frame["status"] == "finished"], metric).head(1)
-        found = frame[frame["run_id"].isin(found["run_id"])]
+        ranked = ranking.rank(frame[frame["status"] == "finished"], metric).dropna(subset="rank")
+        first = ranked.drop_duplicates("group") if "group" in ranked else ranked.head(1)
+        if len(first) > 1:
+            among = "; ".join(f"{row.run_id[:8]} of {row.group}" for row in first.itertuples())
+            raise InputError(
+                f"{setting}: best of which? Runs cannot be compared, since the data or its division differs: {among} "
+                "(choose with dataset=NAME, dataset.val_size=VALUE and the like, or give one of these ids)"
+            )
+        found = frame[frame["run_id"].isin(first["run_id"])]
     else:
         by_id = frame["run_id"].str.startswith(name) & (len(name) >= 4)
         found = frame[by_id | (frame["run_name"] == name)]
@@ -162,16 +182,16 @@ def _read(path: Path, info: DataInfo) -> np.ndarray:
 # ---------------------------------------------------------------- export
 
 
-def export_run(config: Config) -> None:
+def export_run(config: Config, overrides: Sequence[str]) -> None:
     """Write a finished run as plain files, and print what they are.
 
     Raises:
         InputError: no such run, it is not finished, its files are gone, or the folder holds something.
     """
-    frame = store.load(config.store_uri, config.tracking.experiment)
-    run = find_run(frame, config.export.run, config.report.metric, "export.run")
+    run = _chosen(config, overrides, config.export.run, "export.run")
     known = run[run.notna()].drop(["status"])
     about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
     folder = Path(config.export.folder)
     export(load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"]), folder, about)
+    print(_described(run))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (cd {folder} && python example.py)")

@@ -1,7 +1,8 @@
 """DataFrame -> leaderboard: runs in the order of a metric, one by one or as means over seeds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -31,22 +32,30 @@ def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
     `METRICS`, then by uid, so the same configurations rank alike in every store. Runs that are not finished, or whose
     metric is not finite, have no rank and come last. Params beyond `PARAMS` are shown if they vary.
 
+    Runs are ranked within what can be compared: the same data and, but for metrics of the test set, the same division
+    into training and validation. If there are several such groups, that with most finished runs comes first, the column
+    `group` has their names, and `attrs["groups"]` the metric of each.
+
     Args:
         frame: from `load`.
-        metric: one of `METRICS`, or as MLflow spells it, `test/acc`. None: `val_acc` if any finished run has it, else
-            `test_acc`. Where only some were validated, the others get no rank rather than another split's figure.
+        metric: one of `METRICS`, or as MLflow spells it, `test/acc`. None: of each group `val_acc` if any finished run
+            has it, else `test_acc`.
 
     Raises:
         InputError: there is no such metric, or no finished run has a value of it.
     """
-    metric = _choose_metric(frame, metric)
-    ranked = (frame["status"] == "finished") & np.isfinite(frame[metric])
-    tier = frame["status"].map(STATUSES.index).add(1).mask(ranked, 0)
-    ordered = frame.loc[_best_first(frame, metric, tier, "uid", "run_id")]
+    groups = _groups(frame, metric)
+    order, ranks = [], []
+    for rows, by in groups.parts():
+        part = frame.loc[rows]
+        ranked = (part["status"] == "finished") & np.isfinite(part[by])
+        tier = part["status"].map(STATUSES.index).add(1).mask(ranked, 0)
+        order += list(_best_first(part, by, tier, "uid", "run_id"))
+        ranks += _ranks(ranked)
     described, others = _split_params(frame[_params(frame)])
     reason = ["reason"] if frame["reason"].notna().any() else []
-    columns = ["run_name", "run_id", *described, *_figures(metric), "status", *others, *reason]
-    return _numbered(ordered[columns], int(ranked.sum()), metric)
+    columns = ["run_name", "run_id", *described, *_figures(*groups.metrics.values()), "status", *others, *reason]
+    return _numbered(frame.loc[order, columns], ranks, groups)
 
 
 def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFrame:
@@ -66,26 +75,77 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
     Raises:
         InputError: there is no such param, or as `rank`.
     """
-    metric = _choose_metric(frame, metric)
     identity = _params(frame)
     if over not in identity:
         raise InputError(f"report.group_by: got {over!r}{choices(over, list(identity))}")
     identity.remove(over)
+    groups = _groups(frame, metric, over)
     finished = frame["status"] == "finished"
     runs = frame.assign(n=finished, n_failed=frame["status"].isin(["failed", "killed"]))
     runs[list(METRICS)] = runs[list(METRICS)].where(np.isfinite(runs[list(METRICS)])).mask(~finished)
     runs = runs.sort_values(["n", "uid"], ascending=[False, True]).drop_duplicates("uid")  # finished ones stay
-    runs = runs.set_index(_lines(runs, identity, over))
+    numbers = _lines(runs, identity, over)
+    runs = runs.set_index(numbers)
     line = runs.groupby(level=0)
-    first, mean = runs[~runs.index.duplicated()], line[list(METRICS)].mean()
+    is_first = ~numbers.duplicated().to_numpy()
+    first, first_rows, mean = runs[is_first], numbers.index[is_first], line[list(METRICS)].mean()
     statistics = {}
-    for name in _figures(metric):
+    for name in _figures(*groups.metrics.values()):
         statistics |= {f"{name}_mean": mean[name], f"{name}_std": line[name].std(), f"{name}_n": line[name].count()}
-    ranked = mean[metric].notna()
-    order = _best_first(mean.assign(uid=first["uid"]), metric, ~ranked, "uid")
+    order, ranks = [], []
+    groups = Groups(groups.names.loc[first_rows].set_axis(first.index), groups.metrics)
+    for rows, by in groups.parts():
+        part = mean.loc[rows]
+        ranked = part[by].notna()
+        order += list(_best_first(part.assign(uid=first["uid"]), by, ~ranked, "uid"))
+        ranks += _ranks(ranked)
     described, others = _split_params(first[identity])
     lines = first[[*described, *others]].assign(**statistics, **line[["n", "n_failed"]].sum())
-    return _numbered(lines.loc[order, [*described, *statistics, "n", "n_failed", *others]], int(ranked.sum()), metric)
+    return _numbered(lines.loc[order, [*described, *statistics, "n", "n_failed", *others]], ranks, groups)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which runs can be compared."""
+
+    names: Series
+    """Of each run's group; empty if there is one group only."""
+    metrics: Mapping[str, str]
+    """That each group is ranked by, in the order of the groups."""
+
+    def parts(self) -> Iterator[tuple[pd.Index, str]]:
+        """Yield the rows of each group, and its metric."""
+        for name, metric in self.metrics.items():
+            yield self.names.index[self.names == name], metric
+
+
+def _groups(frame: DataFrame, metric: str | None, over: str = "") -> Groups:
+    """Divide the runs into those that can be compared, by all that decides it but `over`."""
+    chosen = metric and _choose_metric(frame, metric)
+    split = [] if chosen in ("test_acc", "test_loss") else ["val_size", "val_seed"]
+    parts = {name: frame[name].astype(object) for name in split if name in frame and name != over}
+    if len(parts) == 2:
+        parts["val_seed"] = parts["val_seed"].mask(frame["val_size"] == 0, 0)
+    data = frame["dataset"] if "dataset_digest" not in frame else frame["dataset_digest"].fillna(frame["dataset"])
+    number = frame.assign(data=data, **parts).groupby(["data", *parts], dropna=False).ngroup()
+    if number.nunique() < 2:
+        return Groups(Series("", index=frame.index), {"": _choose_metric(frame, metric)})
+    first = frame[~number.duplicated()]
+    words = [first["dataset"].fillna("?")] if data.nunique() > 1 else []
+    if parts and any(first[name].nunique(dropna=False) > 1 for name in parts):
+        words.append(first.apply(_said_of_split, axis=1, names=list(parts)))
+    labels = dict(zip(number[first.index], map(", ".join, zip(*words, strict=True)), strict=True))
+    names = number.map(labels)
+    n_finished = (frame["status"] == "finished").groupby(names).sum()
+    ordered = sorted(labels.values(), key=lambda name: (-n_finished[name], name))
+    return Groups(names, {name: chosen or _choose_metric(frame[names == name], None) for name in ordered})
+
+
+def _said_of_split(run: Series, names: Sequence[str]) -> str:
+    if "val_size" in names and run["val_size"] == 0:
+        return "no validation set"
+    values = {name: "not recorded" if pd.isna(run[name]) else str(run[name]).removesuffix(".0") for name in names}
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _lines(runs: DataFrame, params: Sequence[str], over: str) -> Series:
@@ -124,8 +184,8 @@ def _split_params(params: DataFrame) -> tuple[list[str], list[str]]:
     return [name for name in described if name in params], [name for name in varying if name not in described]
 
 
-def _figures(metric: str) -> list[str]:
-    return list(dict.fromkeys([*_FIGURES, metric, "train_seconds"]))
+def _figures(*metrics: str) -> list[str]:
+    return list(dict.fromkeys([*_FIGURES, *metrics, "train_seconds"]))
 
 
 def _best_first(frame: DataFrame, metric: str, tier: Series, *last: str) -> pd.Index:
@@ -136,12 +196,24 @@ def _best_first(frame: DataFrame, metric: str, tier: Series, *last: str) -> pd.I
     return keys.sort_values(list(keys)).index
 
 
-def _numbered(frame: DataFrame, n_ranked: int, metric: str) -> DataFrame:
+def _ranks(ranked: Series) -> list[int | None]:
+    n_ranked = int(ranked.sum())
+    return [*range(1, n_ranked + 1), *[None] * (len(ranked) - n_ranked)]
+
+
+def _numbered(frame: DataFrame, ranks: Sequence[int | None], groups: Groups) -> DataFrame:
+    names = groups.names[frame.index].tolist()
     frame = frame.reset_index(drop=True)
-    ranks = [*range(1, n_ranked + 1), *[None] * (len(frame) - n_ranked)]
     frame.insert(0, "rank", pd.array(ranks, dtype="Int64"))
-    frame.attrs["metric"] = metric  # for `show`
+    if len(groups.metrics) > 1:
+        frame.insert(1, "group", names)
+    frame.attrs |= {"metric": next(iter(groups.metrics.values())), "groups": dict(groups.metrics)}  # for `show`
     return frame
+
+
+def in_first_group(frame: DataFrame) -> Series:
+    """Tell which lines of a leaderboard can be compared with the first."""
+    return frame["group"] == frame["group"].iloc[0] if "group" in frame else Series(True, index=frame.index)
 
 
 def useful_columns(frame: DataFrame) -> tuple[list[str], list[str]]:

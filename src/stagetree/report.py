@@ -1,7 +1,7 @@
 """A leaderboard as people get it: a CSV file, lines in the terminal, a table in Markdown."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,12 @@ def _defuse(cell: Any) -> Any:
 def show(frame: DataFrame, top: int, console: Console, path: Path | None = None) -> None:
     """Print the first lines of a leaderboard, and a last line that says what there is.
 
-    A column appears if it varies. On a terminal those that matter least make way until the table fits; elsewhere, as in
-    a file or a pipe, all are there uncut.
+    Runs that cannot be compared have tables of their own. A column appears if it varies. On a terminal those that
+    matter least make way until the table fits; elsewhere, as in a file or a pipe, all are there uncut.
 
     Args:
         frame: from `rank` or `aggregate`.
-        top: lines to print.
+        top: lines to print of each table.
         console: where to.
         path: of the CSV file; None: there is none.
     """
@@ -69,10 +69,27 @@ def show(frame: DataFrame, top: int, console: Console, path: Path | None = None)
         where = f", so {path} has only its header" if path else ""
         _print_line(f"no runs yet{where} (train one: stagetree train)", console)
         return
+    groups = frame.attrs["groups"]
+    n_shown = 0
+    for name, metric in groups.items():
+        part = frame[frame["group"] == name].drop(columns="group") if len(groups) > 1 else frame
+        n_shown += min(top, len(part))
+        if len(groups) > 1:
+            _print_line(f"{name}, by {metric}:", console)
+        _show_table(part, top, metric, console)
+    parts = [summary(frame)]
+    if n_shown < len(frame):
+        parts.append(f"first {n_shown} of {len(frame)} lines above")
+    if path:
+        parts.append(f"all in {path}")
+    _print_line("; ".join(parts), console)
+
+
+def _show_table(frame: DataFrame, top: int, metric: str, console: Console) -> None:
     columns = {name: [_printable(cell) for cell in cells] for name, cells in _format_columns(frame, top).items()}
     widths = {name: max(map(cell_len, (name, *cells))) for name, cells in columns.items()}
     if console.is_terminal:
-        widths = _fit(widths, frame.attrs["metric"], console.width)
+        widths = _fit(widths, metric, console.width)
     table = Table(box=None, pad_edge=False)
     for name, width in widths.items():
         is_text = name in frame and frame[name].dtype == object
@@ -81,12 +98,6 @@ def show(frame: DataFrame, top: int, console: Console, path: Path | None = None)
         table.add_row(*map(Text, row))  # Text: a name in [brackets] is no markup
     options = console.options.update(width=sum(widths.values()) + 2 * len(widths))
     console.print(Segments(console.render(table, options)), crop=False, end="")
-    parts = [summary(frame)]
-    if top < len(frame):
-        parts.append(f"first {top} of {len(frame)} lines above")
-    if path:
-        parts.append(f"all in {path}")
-    _print_line("; ".join(parts), console)
 
 
 def _format_columns(frame: DataFrame, top: int) -> dict[str, list[str]]:
@@ -158,7 +169,23 @@ def summary(frame: DataFrame) -> str:
         n_failed = int(frame["n_failed"].sum())
         n_runs, counts = int(frame["n"].sum()) + n_failed, {"failed": n_failed}
     said = [f"{count} {name}" for name, count in counts.items() if count or name == "failed"]
-    return f"{n_runs} run{'s' * (n_runs != 1)}, {', '.join(said)}; ranked by {frame.attrs['metric']}"
+    said = [f"{n_runs} run{'s' * (n_runs != 1)}, {', '.join(said)}"]
+    groups = frame.attrs["groups"]
+    if len(groups) > 1:
+        said.append(f"ranked within {len(groups)} groups, since the data or its division differs")
+    else:
+        said.append(f"ranked by {frame.attrs['metric']}")
+    return "; ".join([*said, *_unranked(frame)])
+
+
+def _unranked(frame: DataFrame) -> Iterator[str]:
+    """Say of which metric finished runs have no value, so that they have no rank."""
+    finished = frame["status"] == "finished" if "status" in frame else frame["n"] > 0
+    for name, metric in frame.attrs["groups"].items():
+        part = finished & (frame["group"] == name) if "group" in frame else finished
+        n = int((part & frame["rank"].isna()).sum())
+        if n:
+            yield f"{n} finished without a finite {metric}, so without a rank"
 
 
 def to_markdown(frame: DataFrame, top: int) -> str:

@@ -184,22 +184,22 @@ def _publish(
         print(f"note: MLflow did not take the sweep's description or model: {in_a_line(error)}", file=sys.stderr)
 
 
-def leaderboard(config: Config) -> None:
-    """Rank all runs of the experiment, print the top and write the files."""
+def leaderboard(config: Config, overrides: Sequence[str]) -> None:
+    """Rank the runs of the experiment that the overrides select, print the top and write the files."""
     from stagetree import report
 
-    ranked, frame = rank_all(config)
+    ranked, frame = rank_all(config, overrides)
     files = _write(config, ranked, frame)
     report.show(ranked, config.report.top, Console(), files[0])
     for page in files[1:]:
         print(f"{page}  shows this with curves, settings and mistakes, in any browser")
 
 
-def rank_all(config: Config) -> "tuple[DataFrame, DataFrame]":
-    """Rank all runs of the experiment: the leaderboard, and what it was made from."""
-    from stagetree import ranking, store
+def rank_all(config: Config, overrides: Sequence[str]) -> "tuple[DataFrame, DataFrame]":
+    """Rank the runs of the experiment that the overrides select: the leaderboard, and what it was made from."""
+    from stagetree import ranking, selection, store
 
-    frame = store.load(config.store_uri, config.tracking.experiment)
+    frame = selection.select(store.load(config.store_uri, config.tracking.experiment), config, overrides)
     if config.report.group_by:
         return ranking.aggregate(frame, config.report.group_by, config.report.metric), frame
     return ranking.rank(frame, config.report.metric), frame

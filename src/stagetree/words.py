@@ -27,6 +27,7 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
 
   stagetree train dataset=mnist model=mlp_300 "schedule.stages=[(3,1e-1)]"
   stagetree sweep dataset=mnist model=mlp,mlp_300 "schedule.stages=[(5,1e-1),(5,1e-2)],[(5,1e-1),(5,1e-3)]" seed=1,2
+  stagetree report dataset=mnist optimizer=adam   rank the runs with these settings (predict and export alike)
   stagetree COMMAND --help     the groups, their options, and all settings
   stagetree COMMAND --cfg job  the configuration that would be used
   eval "$(stagetree -sc install=bash)"  completion for this shell (also zsh, fish)
