@@ -108,7 +108,7 @@ def gather(source: Source) -> dict[str, Any]:
         "metric": metric,
         "command": source.command,
         "summary": report.summary(ranked),
-        "runs": _table(ranked, _tied_runs(ranked, known, best)),
+        "runs": _table(ranked, [""] * len(ranked)),
         "seeds": _over_seeds(frame, source.metric),
         "settings": _settings(known, metric),
         "curves": history.curves(known, histories),
@@ -121,10 +121,11 @@ def gather(source: Source) -> dict[str, Any]:
 # ---------------------------------------------------------------- tables
 
 
-def _table(frame: DataFrame, tied: Series) -> dict[str, Any]:
+def _table(frame: DataFrame, marks: list[str]) -> dict[str, Any]:
     """Columns with figures before settings, each with its name, its kind, whether it is shown, and a value a row.
 
-    `tied`: rows that are not told apart from the first. What all rows have in common is not shown.
+    `marks`: of `stats.marks`; single runs have none, since one run does not tell the luck of its seed. What all rows
+    have in common is not shown.
     """
     metric = frame.attrs["metric"]
     figures = sorted((name for name in frame if _kind(name, frame[name]) != "text" and _is_figure(name)),
@@ -141,7 +142,7 @@ def _table(frame: DataFrame, tied: Series) -> dict[str, Any]:
         for name in dict.fromkeys([*first, *figures, *frame])
         if name in first or frame[name].notna().any()
     ]
-    return {"columns": columns, "tied": tied.tolist()}
+    return {"columns": columns, "marks": marks}
 
 
 def _is_figure(name: str) -> bool:
@@ -172,32 +173,18 @@ def _plain(column: Series) -> list[Any]:
     return values
 
 
-def _tied_runs(ranked: DataFrame, known: DataFrame, best: Network | str) -> Series:
-    """Runs whose accuracy is not told apart from the first one's, by the pictures that it was measured on."""
-    tied, metric = Series(False, index=ranked.index), ranked.attrs["metric"]
-    competing = ranked.index[ranked["rank"].notna() & ranking.in_first_group(ranked)]
-    if isinstance(best, Network) and len(competing) > 1 and metric in ("val_acc", "test_acc"):
-        size = known["val_size"].iloc[0]
-        n_val = data.val_count(best.info.n_train, int(size) if size >= 1 else float(size))
-        n = n_val if metric == "val_acc" else best.info.n_test
-        p = stats.two_proportions(ranked.loc[competing, metric].to_numpy(), n)
-        tied[competing] = stats.tied_with_first(p)
-    return tied
-
-
 def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
     """The table of means over seeds, if seeds vary."""
     finished = frame[frame["status"] == "finished"]
     if finished["seed"].nunique() < 2:
         return None
     lines = ranking.aggregate(frame, "seed", metric)
-    tied, metric = Series(False, index=lines.index), lines.attrs["metric"]
-    mean, std, n = (lines[f"{metric}_{name}"] for name in ("mean", "std", "n"))
-    compared = lines.index[lines["rank"].notna() & ranking.in_first_group(lines) & (n >= 2)]
-    if len(compared) > 1 and compared[0] == 0:
-        values = (part[compared].to_numpy(dtype=float) for part in (mean, std, n))
-        tied[compared] = stats.tied_with_first(stats.welch(*values))
-    return _table(lines, tied)
+    metric, marks = lines.attrs["metric"], np.full(len(lines), "", dtype=object)
+    compared = np.flatnonzero(lines["rank"].notna() & ranking.in_first_group(lines))
+    mean, std, n = (lines[f"{metric}_{name}"].to_numpy(dtype=float)[compared] for name in ("mean", "std", "n"))
+    if len(compared) > 1:
+        marks[compared] = stats.marks(mean, std, n)
+    return _table(lines, marks.tolist())
 
 
 # ---------------------------------------------------------------- settings
@@ -222,7 +209,7 @@ def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "importance": {kind: float(f"{share:.4f}") for kind, share in importance.loc[name].items()},
+            "importance": float(f"{importance[name]:.4f}"),
             "numeric": _is_numeric(known[name]),
             "values": _plain(known[name]),
         }

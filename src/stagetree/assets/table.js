@@ -1,5 +1,6 @@
 // The tables of runs and of means over seeds, their filter, and a run's own dialog.
 
+const MARKS = { "≈": "cannot be told apart from the first", "?": "too few seeds to say" };
 const column = (table, name) => table.columns.find((one) => one.name === name);
 const shownColumns = (table) => table.columns.filter((one) => one.shown);
 const runs = data.runs;
@@ -38,7 +39,7 @@ function matcher(table, text) {
 }
 
 function texts(table) {
-  return table.tied.map((_, row) =>
+  return table.marks.map((_, row) =>
     table.columns
       .map((one) => String(one.values[row] ?? ""))
       .join(" ")
@@ -50,7 +51,7 @@ function choose() {
   const { table } = view;
   table.text = table.text || texts(table);
   const fits = matcher(table, find("filter").value);
-  view.rows = table.tied.map((_, row) => row).filter(fits);
+  view.rows = table.marks.map((_, row) => row).filter(fits);
   if (view.sort) {
     const { values } = view.sort;
     const sign = view.down ? -1 : 1;
@@ -89,7 +90,7 @@ function drawTable() {
   find("more").hidden = left <= 0;
   find("more").textContent = `Show ${Math.min(left, 2 * ROWS)} more of ${left}`;
   find("count").textContent =
-    `${view.rows.length.toLocaleString("en")} of ${table.tied.length.toLocaleString("en")} lines`;
+    `${view.rows.length.toLocaleString("en")} of ${table.marks.length.toLocaleString("en")} lines`;
 }
 
 function drawRow(row) {
@@ -98,14 +99,14 @@ function drawRow(row) {
     const text = write(one.kind, one.values[row]);
     if (one.name === "run_name")
       return make("td", {}, make("button", { type: "button", onclick: () => openRun(row) }, text || "(no name)"));
-    const tie = one.name === "rank" && table.tied[row];
+    const mark = one.name === "rank" && table.marks[row];
     return make(
       "td",
-      { class: one.kind === "text" ? null : "number", title: tie ? "not told apart from the first" : null },
-      tie ? `≈ ${text}` : text,
+      { class: one.kind === "text" ? null : "number", title: mark ? MARKS[mark] : null },
+      mark ? `${mark} ${text}` : text,
     );
   });
-  return make("tr", { class: table.tied[row] ? "tied" : null }, ...cells);
+  return make("tr", { class: table.marks[row] ? "marked" : null }, ...cells);
 }
 
 function sortBy(one) {
