@@ -24,7 +24,6 @@ from sweeps import PATIENCE_S, command, small, stagetree, wait_until
 
 from stagetree import checkpoint, data, report
 from stagetree.mistakes import InputError
-from stagetree.tree import canonical_json
 
 
 class Payload:
@@ -116,8 +115,9 @@ def test_an_index_that_leads_out_of_the_cache(bench, proof):
     (index,) = (bench.output_dir / "data").glob("*.json")
     outside = proof.parent / "outside"
     os.rename(info.folder, outside)
-    entry = json.loads(index.read_text()) | {"folder": os.path.relpath(outside, index.parent)}
-    index.write_text(canonical_json(entry))
+    entry = checkpoint.read_sealed(index)
+    entry["info"]["folder"] = os.path.relpath(outside, index.parent)
+    checkpoint.write_sealed(index, entry)
     assert Path(data.prepare(dataset, bench.output_dir).folder).parent == bench.output_dir / "data"
 
 
