@@ -177,6 +177,15 @@ def test_a_picture_that_unpacks_to_a_million_times_its_size(tmp_path, proof):
     assert "bomb.png" in refused(done)
 
 
+def test_hidden_folders_of_notebooks_are_no_classes(tmp_path, proof):
+    for part in ("train", "test"):
+        folder_of_pictures(tmp_path / "pictures" / part, ["a", "b", ".ipynb_checkpoints"])
+    done = stagetree(tmp_path, "data", "dataset=image_folder", f"dataset.root={tmp_path / 'pictures'}",
+                     "dataset.height=8", "dataset.width=8", "dataset.duplicates=ignore")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "train 8  val 0  test 8" in done.stdout
+
+
 def test_a_link_to_a_file_that_is_no_picture(tmp_path, proof):
     root = folder_of_pictures(tmp_path / "pictures", ["a", "b"])
     (root / "a" / "secret.png").symlink_to("/etc/passwd")
