@@ -133,10 +133,10 @@ def test_the_best_runs_mistakes_are_counted(gathered, frame):
     assert len(best["mistakes"]) == min(24, 50 - np.trace(matrix))
 
 
-def test_without_checkpoints_the_page_says_what_is_missing(source, tmp_path):
+def test_without_its_output_folder_the_page_says_what_is_missing(source, tmp_path):
     bare = page.Source(source.frame, source.uri, tmp_path)
     found = page.gather(bare)
-    assert "the checkpoint is missing" in found["best"]["missing"]
+    assert "the prepared data is gone" in found["best"]["missing"]
 
 
 def test_every_run_has_the_command_that_trains_it_alone(folder, gathered, frame):
