@@ -94,7 +94,7 @@ def _add(
     """Add a subtree. Many stages without a fork are one line, and what lies very deep stands beside its parent."""
     best: dict[str, tuple[int, str]] = {}
     for node in reversed(list(root.walk())):  # children before their parents
-        best[node.uid] = min([best[child.uid] for child in node.children] + [runs[node.uid]] * node.final)
+        best[node.uid] = min([best[child.uid] for child in node.children] + ([runs[node.uid]] if node.final else []))
     waiting = [(root, branches, 0)]
     while waiting:
         node, siblings, depth = waiting.pop()
