@@ -5,6 +5,7 @@
 Nothing is shared here, nothing tracked, and no process started. All is measured in turns, several times.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -20,10 +21,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from setting import figure, setting
+from setting import configuration, figure, setting
 from torch.utils.data import DataLoader
 
-from stagetree import checks, data, identity
+from stagetree import data, identity
 from stagetree.calibrate import measured
 from stagetree.epoch import Split, Training, prepare_device
 from stagetree.model import initial_state
@@ -34,7 +35,6 @@ from common import datasets, mlp
 from joblib_loop import fit
 
 ROOT = os.environ.get("STAGETREE_DATA", "data")
-REPEATS = 3
 SHAPES = {
     "784-300-10, SGD, batch 32": ([300], "sgd", 32),
     "784-256-128-10, Adam, batch 64": ([256, 128], "adam", 64),
@@ -52,14 +52,11 @@ class Engine:
         self, hidden_sizes: list[int], optimizer: str, batch_size: int, output_dir: Path, device: str = "cpu",
         precision: str = "float32",
     ):  # fmt: skip
-        dataset = {"name": "mnist", "root": ROOT, "val_size": 0}
-        values = {
-            "dataset": dataset, "model": {"hidden_sizes": hidden_sizes}, "optimizer": {"name": optimizer},
-            "schedule": {"stages": [[1, 0.01]]}, "loss": {"name": "cross_entropy"},
-            "trainer": {"batch_size": batch_size, "device": device, "precision": precision}, "tracking": {},
-            "report": {}, "predict": {}, "export": {}, "ui": {}, "seed": 0, "output_dir": str(output_dir),
-        }  # fmt: skip
-        checked = checks.check(values)
+        checked = configuration(
+            "dataset=mnist", f"dataset.root={ROOT}", "dataset.val_size=0", f"model.hidden_sizes={hidden_sizes}",
+            f"optimizer={optimizer}", "schedule.stages=[(1,0.01)]", f"trainer.batch_size={batch_size}",
+            f"trainer.device={device}", f"trainer.precision={precision}", f"output_dir={output_dir}",
+        )  # fmt: skip
         info = data.prepare(checked.dataset, output_dir)
         self.run: Run = identity.to_run(
             checked, digest=info.digest, in_features=info.in_features, n_classes=10, device=device
@@ -116,6 +113,9 @@ def tutorial_s() -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     console = Console(width=130)
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +124,7 @@ def main() -> None:
         r16, *_, wide = SHAPES
         tutorial, own, alone, floors = [], [], [], []
         grid: dict[str, dict[int, list[float]]] = {name: {} for name in SHAPES}
-        for _ in track(range(REPEATS), "measuring", console=Console(stderr=True)):
+        for _ in track(range(repeats), "measuring", console=Console(stderr=True)):
             peaks = [peak()]
             tutorial.append(tutorial_s())
             own.append(engines[r16].epoch_s(chosen[r16], 60_000))
@@ -154,7 +154,7 @@ def main() -> None:
         cells = [f"{1000 * seconds:.1f}" for seconds in medians.values()]
         table.add_row(name, *cells, str(chosen[name]), f"+{loss:.0%}")
     console.print(table)
-    console.print(f"\nmedians of {REPEATS} (range); {setting('torch')}", highlight=False)
+    console.print(f"\nmedians of {repeats} (range); {setting('torch')}", highlight=False)
 
 
 if __name__ == "__main__":

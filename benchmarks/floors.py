@@ -1,11 +1,13 @@
 """What no engine can avoid: the matrix products of a step, and an optimizer's pass over weights and moments, alone.
 
-    python benchmarks/floors.py
+    python benchmarks/floors.py               # all grids
+    python benchmarks/floors.py --quick R16   # without waiting for steady figures
 
 Each is measured with buffers that are there already, in two processes of one thread at a time, as a sweep on two cores
 trains. From it follows how long the training of each of `make bench`'s grids takes at least on this machine.
 """
 
+import argparse
 import multiprocessing
 import statistics
 import time
@@ -42,7 +44,7 @@ GRIDS = {
 }
 
 
-def quickest(action: Callable[[], None], at_least_s: float = 0.5) -> float:
+def quickest(action: Callable[[], None], at_least_s: float) -> float:
     """Seconds of one call, the median of several."""
     action()
     times: list[float] = []
@@ -101,22 +103,27 @@ def update(work: Work, k: int) -> Callable[[], None]:
     return step
 
 
-def measure(work: Work) -> tuple[float, float]:
+def measure(work: Work, at_least_s: float) -> tuple[float, float]:
     """Seconds of a member's step: products, update."""
     torch.set_num_threads(1)
     with torch.no_grad():
         sizes = SIZES if work.sizes[1] < 1000 else (1,)
-        best = min(quickest(products(work, k)) / k for k in sizes)
-        return best, min(quickest(update(work, k)) / k for k in sizes) if work.adam else 0.0
+        best = min(quickest(products(work, k), at_least_s) / k for k in sizes)
+        return best, min(quickest(update(work, k), at_least_s) / k for k in sizes) if work.adam else 0.0
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grids", nargs="*", default=list(GRIDS), help=f"of {', '.join(GRIDS)}")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    at_least_s = 0.0 if arguments.quick else 0.5
     table = Table("grid", "shape", "products, ms", "update, ms", "training at least, s", box=None)
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        for name, works in GRIDS.items():
-            total = 0.0
+        for name in arguments.grids:
+            works, total = GRIDS[name], 0.0
             for work in works:
-                both = pool.map(measure, [work] * WORKERS, chunksize=1)
+                both = pool.starmap(measure, [(work, at_least_s)] * WORKERS, chunksize=1)
                 step, pass_ = (statistics.mean(column) for column in zip(*both, strict=True))
                 total += work.epochs * work.steps * (step + pass_) / WORKERS
                 shape = f"{'-'.join(map(str, work.sizes))}, batch {work.batch_size}, {'Adam' if work.adam else 'SGD'}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from setting import figure, setting
 
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")
-FEW, MANY, REPEATS = 2, 34, 3
+FEW, MANY = 2, 34
 
 
 def wall(launcher: str, units: int) -> float:
@@ -67,6 +67,7 @@ def launch(launcher: str, units: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("launchers", nargs="*", default=LAUNCHERS)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -79,10 +80,10 @@ def main() -> None:
 
             stack.enter_context(slurm_cluster(nodes=2))
         for name in arguments.launchers:
-            few = [wall(name, FEW) for _ in range(REPEATS)]
-            costs = [(wall(name, MANY) - statistics.median(few)) / (MANY - FEW) for _ in range(REPEATS)]
+            few = [wall(name, FEW) for _ in range(arguments.repeats)]
+            costs = [(wall(name, MANY) - statistics.median(few)) / (MANY - FEW) for _ in range(arguments.repeats)]
             print(f"{name:15} {figure(costs)} s a unit; {FEW} units take {figure(few)} s", flush=True)
-    print(f"n = {REPEATS}; {setting('hydra-joblib-launcher', 'submitit', 'ray')}")
+    print(f"n = {arguments.repeats}; {setting('hydra-joblib-launcher', 'submitit', 'ray')}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from setting import setting
+from setting import configuration, setting
 
 from stagetree.data import DataInfo
 from stagetree.estimate import epoch_costs, makespan, unit_s
@@ -37,8 +37,8 @@ SHAPE = canonical_json(
     {"data": "d", "val_size": 0, "val_seed": 0, "batch_size": 32, "n_params": 238_510, "folded": True}
 )
 LRS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005)
-HUNDRED_THOUSAND = [
-    "dataset=digits", "model.hidden_sizes=[64],[32]", "optimizer=sgd,adam", f"seed={','.join(map(str, range(250)))}",
+FOUR_HUNDRED = [
+    "dataset=digits", "model.hidden_sizes=[64],[32]", "optimizer=sgd,adam",
     "schedule.stages=" + ",".join(f"[(2,{a}),(1,{b})]" for a in LRS for b in LRS),
 ]  # fmt: skip
 EPOCHS = (10, 5, 5)
@@ -110,10 +110,10 @@ def in_waves(durations: Sequence[float], after: Sequence[set[int]], workers: int
     return sum(makespan(some, [()] * len(some), workers) for some in members.values())
 
 
-def plan_command() -> None:
-    """Plan 100,000 runs by the real command: what it takes from being typed to its end."""
+def plan_command(seeds: int) -> None:
+    """Plan 400 runs a seed by the real command: what it takes from being typed to its end."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "stagetree", "plan", *HUNDRED_THOUSAND]
+        command = [sys.executable, "-m", "stagetree", "plan", *FOUR_HUNDRED, f"seed={','.join(map(str, range(seeds)))}"]
         for note in ("the first time, when shapes are measured", "again"):
             started = time.perf_counter()
             with open(Path(folder) / "out.txt", "wb") as out:
@@ -150,19 +150,14 @@ def measured() -> Speed:
 
     from stagetree import data
     from stagetree.calibrate import measure
-    from stagetree.checks import check
     from stagetree.epoch import Split
     from stagetree.identity import to_run
 
     torch.set_num_threads(1)
-    values = {
-        "dataset": {"name": "mnist", "root": str(data_root()), "duplicates": "ignore"},
-        "model": {"hidden_sizes": [300]},
-        "optimizer": {"name": "sgd"}, "schedule": {"stages": [[1, 0.1]]}, "loss": {"name": "cross_entropy"},
-        "trainer": {"batch_size": 32, "device": "cpu"}, "tracking": {}, "report": {}, "predict": {}, "export": {},
-        "migrate": {}, "ui": {}, "seed": 0, "output_dir": "mlruns",
-    }  # fmt: skip
-    config = check(values)
+    config = configuration(
+        "dataset=mnist", f"dataset.root={data_root()}", "dataset.val_size=0", "model.hidden_sizes=[300]",
+        "schedule.stages=[(1,0.1)]", "trainer.batch_size=32", "trainer.device=cpu",
+    )  # fmt: skip
     info = data.prepare(config.dataset, Path("mlruns"))
     run = to_run(config, digest=info.digest, in_features=784, n_classes=10, device="cpu")
     (node,) = StageTree.build([run]).roots
@@ -176,6 +171,7 @@ def data_root() -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", type=int, default=RUNS)
+    parser.add_argument("--seeds", type=int, default=250, help="of the grid that the command plans, 400 runs each")
     parser.add_argument("--picture", type=Path, help="a file for the curves, .svg or .png")
     parser.add_argument("--tracking", nargs="*", default=[], metavar="NAME=MS", help="what a store takes for a run")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -184,7 +180,7 @@ def main() -> None:
         count, steps, picture_s = arguments.child
         print(json.dumps(simulate(int(count), json.loads(steps), float(picture_s))))
         return
-    plan_command()
+    plan_command(arguments.seeds)
     for units in (100, 1_000, 10_000):
         look_at_logs(units)
     own = measured()

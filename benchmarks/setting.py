@@ -6,12 +6,24 @@ import statistics
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stagetree.config import Config
 
 
 def setting(*packages: str) -> str:
     """The machine and the versions."""
     versions = [f"{package} {_version(package)}" for package in packages]
     return ", ".join([f"{os.cpu_count()} cores", _cpu(), f"Python {platform.python_version()}", *versions])
+
+
+def configuration(*overrides: str) -> "Config":
+    """Of one run, as the command composes it; the data as it is, not normalised."""
+    from stagetree.api import composed
+
+    with composed(["dataset.mean=[]", "dataset.std=[]", "dataset.duplicates=ignore", *overrides], None) as (*_, jobs):
+        return jobs[0].config
 
 
 def figure(values: Sequence[float]) -> str:

@@ -5,6 +5,7 @@ They are forked from this one, which has imported what takes seconds, and holds 
 
 import os
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -72,6 +73,8 @@ def _run(folder: Path, words: list[str], live: bool, death: Death | None) -> NoR
     out = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    warnings.simplefilter("default")  # not errors, as in tests
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     import stagetree
 
@@ -86,6 +89,8 @@ def _run(folder: Path, words: list[str], live: bool, death: Death | None) -> NoR
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

@@ -13,7 +13,7 @@ import sweeps
 import torch
 import truth
 from filelock import FileLock
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from stores import EXPERIMENT, insert, uri
 
 from stagetree import checkpoint, checks, config, data, identity, store
@@ -22,9 +22,10 @@ from stagetree.tree import Run, StageTree
 from stagetree.unit import Settings, write_unit
 from stagetree.walk import train_unit
 
-settings.register_profile("few", max_examples=25, derandomize=True, deadline=None)
-settings.register_profile("many", max_examples=1000, deadline=None, print_blob=True,
-                          suppress_health_check=list(HealthCheck))  # fmt: skip
+CHECKED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+# a case takes seconds, so that making a failing one smaller takes minutes: `many` does, `make test` does not
+settings.register_profile("few", max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate], **CHECKED)
+settings.register_profile("many", max_examples=1000, print_blob=True, **CHECKED)
 settings.load_profile("few")  # `--hypothesis-profile=many` loads the other
 
 

@@ -12,7 +12,8 @@ import stagetree
 
 SOURCE = Path(stagetree.__file__).parent
 ROOMS = [
-    {"mistakes", "tree", "model", "loss", "capture", "threads"},
+    {"redact", "tree", "model", "loss", "capture", "threads"},
+    {"mistakes"},
     {"claims", "notation", "partition", "connect"},
     {"stopping", "devices"},
     {"words"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import stagetree
@@ -109,12 +111,60 @@ HERE = (*OWN, "hydra/launcher=basic")
         (["data", "mnist", "dataset.val_size=10"], ["dataset.val_size=10", "dataset=mnist"]),
         (["data", "dataset=mnist"], ["dataset=mnist"]),
         (["export", "best", "my model"], ["export.run=best", "export.folder='my model'"]),
+        (["export", "1e45", "2024"], ["export.run='1e45'", "export.folder='2024'"]),
+        (["export", "null", ".5"], ["export.run='null'", "export.folder='.5'"]),
+        (["predict", "5458"], ["predict.run='5458'", "predict.pictures=[]"]),
+        (["report", "--output", "2024", "--top", "3"], ["report.top=3", "report.output='2024'"]),
         (["export"], []),
     ],
 )
 def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):
     command, rest = words.split_command(typed)
     assert words.hydra_words(command, rest) == seen
+
+
+@pytest.mark.parametrize(
+    "text", ["5458", "1e5", "0x1F", "true", "null", "nan", ".5", "1_0", "a b", "it's\\", "a\\'b", "[x]"]
+)
+def test_words_that_are_typed_arrive_as_the_text_that_they_are(text):
+    for typed in (["export", "best", text], ["report", "--output", text]):
+        for override in words.hydra_words(typed[0], typed[1:]):
+            value = OverridesParser.create().parse_override(override).value()
+            assert isinstance(value, str)
+            assert value in ("best", text)
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(tmp_path):
+    """As `stagetree report | head`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "stagetree", "train", "--cfg", "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    ) as process:  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["train", "seed=1,2", "--cfg", "job"], "seed=1,2: got several values, expected one"),
+        (["sweep", "seed=1,2", "--cfg", "job"], "seed=1,2: got several values, expected one"),
+        (["sweep", "schedule.stages.0.lr=.1,.2"], "an override does not fit what it changes"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(command, sweeps, capsys, typed, said):
+    assert command(typed[0], *HERE, *typed[1:]) == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("stages", "key"),
+    [("[{epochs:2,lr:.5},{epochs:1,lr:.5}]", "0.lr"), ("[(2,.5),(1,.5)]", "0.1"), ("[[2,.5]]", "0.1")],
+)
+def test_a_learning_rate_within_a_schedule_may_be_swept(command, sweeps, stages, key):
+    assert command("sweep", *HERE, f"schedule.stages={stages}", f"schedule.stages.{key}=.1,.2") == 0
+    assert [job.config.schedule.stages[0].lr for job in sweeps.jobs] == [0.1, 0.2]
 
 
 def test_an_unknown_command_is_named_with_the_nearest(command, capsys):
@@ -294,6 +344,13 @@ def test_report_hands_its_options_on(command, sweeps, tmp_path):
 def test_ui_says_when_nothing_is_recorded(command, capsys):
     assert command("ui", *OWN) == 1
     assert "no runs are recorded in" in capsys.readouterr().err
+
+
+def test_ui_says_when_the_database_is_damaged(command, tmp_path, capsys):
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").write_bytes(b"no database" * 100)
+    assert command("ui", *OWN, "ui.port=0") == 1
+    assert "mlflow.db: cannot be used, got" in capsys.readouterr().err
 
 
 def test_ui_leaves_a_server_to_the_browser(command, capsys):

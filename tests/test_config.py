@@ -1,6 +1,8 @@
 """What is accepted, what is refused and how, and what decides a uid."""
 
 import copy
+import re
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -218,3 +220,53 @@ def test_the_table_and_its_page_are_two_files():
         check(changed(report={"output": "best.html"}))
     assert check(changed(report={"output": "best.html", "page": False})).report.page_path is None
     assert str(check(changed(report={"output": "a/best.csv"})).report.page_path) == "a/best.html"
+
+
+def numbers(values, path=()):
+    """Each number of a configuration that may be 0.0, as a path with a value there that has a sign."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from numbers(value, (*path, name))
+        elif value == 0 and isinstance(value, float):
+            yield (*path, name), -0.0
+        elif isinstance(value, (list, tuple)) and 0.0 in value and isinstance(value[0], float):
+            yield (*path, name), [-0.0 if part == 0 else part for part in value]
+
+
+OPTIMIZERS = [kind.model_fields["name"].annotation.__args__[0] for kind in get_args(get_args(config.AnyOptimizer)[0])]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_equal_numbers_have_equal_uids_whatever_the_sign_of_zero(optimizer):
+    """Of each number in the schema."""
+    zeros = changed(optimizer={"name": optimizer}, dataset__mean=[0.0], loss__class_weights=[0.0, 1.0])
+    for field in get_args(get_args(config.AnyOptimizer)[0])[OPTIMIZERS.index(optimizer)].model_fields:
+        if field not in ("name", "eps", "nesterov", "amsgrad", "centered", "decoupled_weight_decay"):
+            zeros["optimizer"][field] = [0.0, 0.0] if field == "betas" else 0.0
+    found = list(numbers(check(zeros).model_dump()))
+    assert len(found) >= 5
+    for path, value in found:
+        signed = copy.deepcopy(zeros)
+        target = signed
+        for group in path[:-1]:
+            target = target[group]
+        target[path[-1]] = value
+        assert uid(signed) == uid(zeros), path
+        assert check(signed) == check(zeros)
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([[1e300, 0.1]], "epochs must be a whole number of at least 1 and at most 1,000,000, got 1e+300"),
+        ([[10**400, 0.1]], "at most 1,000,000, got 10000000000000000000..."),
+        ([[1, 10**400]], "lr must be a finite number above 0"),
+        ([[float("inf"), 0.1]], "epochs must be a whole number"),
+        ([[600_000, 0.1]] * 2, "got 1,200,000 epochs, expected at most 1,000,000 in all"),
+        ([[1, 0.1]] * 10_001, "got 10,001 stages, expected at most 10,000"),
+    ],
+)
+def test_absurd_schedules_are_refused(stages, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse_stages(stages)
+    assert len(parse_stages([[100, 0.1]] * 10_000)) == 10_000

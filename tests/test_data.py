@@ -1,5 +1,6 @@
 """Reading, checking, caching and dividing data, on small files in the real formats and on the real data where it is."""
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stagetree import config, data
+from stagetree import config, data, datasets
 from stagetree.mistakes import InputError
 
 REAL = Path(os.environ.get("STAGETREE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -77,7 +78,19 @@ def test_the_digest_is_of_the_content_alone(tmp_path):
         ({"train_y": None}, "needs the arrays train_x, train_y and, for a test set, test_x and test_y"),
         ({"test_y": None}, "needs the arrays train_x, train_y and, for a test set, test_x and test_y"),
         ({"train_y": np.arange(59) % 3}, "train_x and train_y must be equally many and not none, got 60 and 59"),
-        ({"train_x": np.zeros((60, 2, 2, 2, 2), np.uint8)}, "must be (n, h, w, c), (n, h, w) or (n, features), got"),
+        (
+            {"train_x": np.zeros((60, 2, 2, 2, 2), np.uint8)},
+            "must be (n, h, w, c), (n, c, h, w), (n, h, w) or (n, features)",
+        ),
+        ({"train_x": np.zeros((60, 2, 4, 5), np.uint8)}, "c being 1, 3 or 4, got (60, 2, 4, 5)"),
+        ({"train_y": np.full(60, 2**63, np.uint64)}, "train_y must count classes from 0, got 9223372036854775808"),
+        (
+            {"train_y": np.arange(60, dtype=np.uint32) * 10**7},
+            "from 0 without gaps, got 590000000 in 60 labels",
+        ),
+        ({"classes": np.array(["cat", "dog"])}, "classes must be 3 names, all different"),
+        ({"classes": np.array(["cat", "dog", "cat"])}, "classes must be 3 names, all different"),
+        ({"classes": np.array([0.5, 1.5, 2.5])}, "classes must be 3 names, all different"),
         ({"train_x": np.zeros((60, 4, 5), np.uint8)}, "training and test pictures must have one shape"),
         ({"train_x": np.zeros((60, 4, 4), np.int64)}, "train_x must be uint8 (0..255) or floats, got int64"),
         ({"train_x": np.full((60, 4, 4), np.nan)}, "train_x holds NaN or infinity"),
@@ -93,6 +106,49 @@ def test_arrays_that_cannot_be_trained_on_are_refused_by_name(tmp_path, changes,
         data.prepare(npz(write_npz(tmp_path, **changes)), tmp_path / "out")
     assert said in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("type_", np.typecodes["AllInteger"])
+def test_labels_may_be_of_any_type_of_whole_numbers(tmp_path, type_):
+    path = write_npz(tmp_path, train_y=(np.arange(60) % 3).astype(type_), test_y=(np.arange(12) % 3).astype(type_))
+    info = data.prepare(npz(path), tmp_path / "out")
+    assert info.classes == ("0", "1", "2")
+    assert info.digest == data.prepare(npz(write_npz(tmp_path)), tmp_path / "out").digest
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_may_come_first_or_last(tmp_path, channels):
+    x = np.random.default_rng(0).integers(0, 256, (72, 6, 5, channels), dtype=np.uint8)
+    infos = [
+        data.prepare(npz(write_npz(tmp_path, train_x=images[:60], test_x=images[60:])), tmp_path / "out")
+        for images in (x, x.transpose(0, 3, 1, 2))
+    ]
+    assert infos[0] == infos[1]
+    assert infos[0].image_shape == (channels, 6, 5)
+
+
+@pytest.mark.parametrize("names", [["ä", "b", "c"], [b"x", b"y", b"z"], [10, 20, 30]])
+def test_classes_are_named_by_the_file(tmp_path, names):
+    info = data.prepare(npz(write_npz(tmp_path, classes=np.array(names))), tmp_path / "out")
+    assert info.classes == tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+
+
+def test_floats_that_nobody_scaled_are_not_trained_on_without_a_word(tmp_path):
+    """Images of bytes are refused, other values above 0 are told, standardised ones are what floats are for."""
+    x = np.random.default_rng(0).random((72, 4, 4))
+
+    def prepare(scaled, **settings):
+        path = write_npz(tmp_path, train_x=scaled[:60], test_x=scaled[60:])
+        return data.prepare(npz(path, **settings), tmp_path / "out")
+
+    for silent in (x, 4 * x - 2, 1000 * x - 500):
+        assert prepare(silent).notes == ()
+    for told in (16 * x, (255 * x).reshape(72, 16)):
+        assert "floats are taken as they are, and these go from" in prepare(told, duplicates="ignore").notes[0]
+    for _ in range(2):  # from the cache too
+        with pytest.raises(InputError, match=r"these go from 0\.\d+ to 25\d\.\d+, expected about 0 to 1"):
+            prepare(255 * x)
+    assert prepare(255 * x, std=(255.0,)).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -180,6 +236,94 @@ def test_pictures_that_cannot_be_used_are_told_by_name(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has no folders"):
         data.prepare(folder(tmp_path / "empty", test_size=2), tmp_path / "out")
+
+
+# ---------------------------------------------------------------- image files
+
+RAMP = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4)
+
+
+def read(path: Path, **settings) -> np.ndarray:
+    return datasets.read_picture(path, **{"height": 4, "width": 4, "grayscale": True, **settings})
+
+
+def drawn_in_alpha(mode: str) -> Image.Image:
+    """A black drawing on nothing."""
+    layers = Image.new("RGBA", (4, 4))
+    layers.putalpha(Image.fromarray(255 - RAMP))
+    return layers.convert(mode)
+
+
+def with_key() -> Image.Image:
+    """A palette of grays, the darkest of which is transparent."""
+    image = Image.fromarray(RAMP).convert("P")
+    image.info["transparency"] = image.getpixel((0, 0))
+    return image
+
+
+READ_RIGHTLY = {
+    "8 bits.png": Image.fromarray(RAMP),
+    "16 bits.png": Image.fromarray(RAMP.astype(np.uint16) * 257),
+    "16 bits.tif": Image.fromarray(RAMP.astype(np.uint16) * 257),
+    "16 bits.pgm": Image.fromarray(RAMP.astype(np.uint16) * 257),
+    "floats to 1.tif": Image.fromarray(RAMP.astype(np.float32) / 255),
+    "floats to 255.tif": Image.fromarray(RAMP.astype(np.float32)),
+    "32 bits to 255.tif": Image.fromarray(RAMP.astype(np.int32)),
+    "colours.png": Image.fromarray(RAMP).convert("RGB"),
+    "palette.png": Image.fromarray(RAMP).convert("P"),
+    "opaque.png": Image.fromarray(RAMP).convert("RGBA"),
+    "drawn in alpha.png": drawn_in_alpha("RGBA"),
+    "drawn in alpha, gray.png": drawn_in_alpha("LA"),
+}
+
+
+@pytest.mark.parametrize("name", READ_RIGHTLY)
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_an_image_is_the_same_in_whatever_depth_and_mode_it_is_kept(tmp_path, name, grayscale):
+    READ_RIGHTLY[name].save(tmp_path / name)
+    found = read(tmp_path / name, grayscale=grayscale)
+    assert (found.dtype, found.shape) == (np.uint8, (1 if grayscale else 3, 4, 4))
+    assert all(np.array_equal(channel, RAMP) for channel in found)
+
+
+def test_what_is_transparent_is_laid_on_white(tmp_path):
+    with_key().save(tmp_path / "key.png")
+    assert read(tmp_path / "key.png")[0].flatten().tolist() == [255, *RAMP.flatten()[1:].tolist()]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_stands_as_its_camera_was_held(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.kron(RAMP, np.ones((8, 8), np.uint8)))
+    expected = stored if orientation == 1 else stored.transpose(OF_ORIENTATION[orientation])
+    stored.save(tmp_path / "turned.png", exif=exif)
+    found = read(tmp_path / "turned.png", height=32, width=32)[0]
+    assert np.array_equal(found, np.asarray(expected))
+
+
+OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "said"),
+    [
+        ("a.png", Image.fromarray(RAMP.astype(np.uint16) * 16), "its 16-bit values from 0 to 4080 leave open which"),
+        ("a.tif", Image.fromarray(RAMP.astype(np.int32) * 257), "its 32-bit whole numbers from 0 to 65535 leave"),
+        ("a.tif", Image.fromarray(RAMP.astype(np.float32) - 1), "its floats from -1 to 254 leave open"),
+        ("a.tif", Image.fromarray(np.full((4, 4), np.nan, np.float32)), "its floats from nan to nan leave open"),
+        ("a.png", Image.merge("LA", [Image.new("L", (4, 4), 255), Image.fromarray(RAMP)]), "white on transparent"),
+    ],
+)
+def test_an_image_that_leaves_open_what_it_shows_is_refused(tmp_path, name, image, said):
+    image.save(tmp_path / name)
+    with pytest.raises(InputError) as error:
+        read(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path / name}: {said}")
 
 
 def write_outside(folder: Path) -> Path:
@@ -297,6 +441,52 @@ def test_a_changed_source_is_read_again(tmp_path):
     first = data.prepare(npz(path), tmp_path / "out")
     path = write_npz(tmp_path, train_y=np.arange(60)[::-1] % 3)
     assert data.prepare(npz(path), tmp_path / "out").digest != first.digest
+
+
+def test_what_a_source_says_of_the_same_content_is_noticed_and_the_content_is_left_alone(tmp_path):
+    """Whatever it is, what the cache says is what a fresh folder would; the digest, part of every uid, stays."""
+    with np.load(write_npz(tmp_path)) as given:
+        train, test = given["train_x"], given["test_x"]
+    sources = [
+        {"train_x": images.reshape(-1, *shape), "test_x": held.reshape(-1, *shape), "classes": names}
+        for images, held in [(train, test)]
+        for shape, names in [((16,), None), ((4, 4), None), ((2, 8), None), ((4, 4), ["a", "b", "c"]), ((4, 4), "xyz")]
+    ]
+    said, files = [], None
+    for number, source in enumerate(sources):
+        names = source["classes"]
+        path = write_npz(tmp_path, **{**source, "classes": None if names is None else np.array(list(names))})
+        info = data.prepare(npz(path), tmp_path / "out")
+        fresh = data.prepare(npz(path), tmp_path / f"fresh{number}")
+        assert info == dataclasses.replace(fresh, folder=info.folder)
+        assert data.prepare(npz(path), tmp_path / "out") == info  # from the cache
+        assert data.find(info.digest, tmp_path / "out") == info
+        assert data.load(Path(info.folder), info.digest).info == info
+        said.append((info.image_shape, info.classes))
+        now = {array: array.stat().st_ino for array in Path(info.folder).glob("*.npy")}
+        assert now == (files or now)  # a worker may have them mapped
+        files = now
+    assert len(set(said)) == len(sources)
+
+
+def test_sources_of_one_content_keep_their_own_names(tmp_path):
+    write_pictures(tmp_path / "animals", ("cat", "dog"))
+    write_pictures(tmp_path / "letters", ("a", "b"))
+    animals, letters = [folder(tmp_path / name, test_size=2) for name in ("animals", "letters")]
+    for _ in range(2):
+        first, second = data.prepare(animals, tmp_path / "out"), data.prepare(letters, tmp_path / "out")
+        assert (first.classes, second.classes) == (("cat", "dog"), ("a", "b"))
+        assert first.digest == second.digest
+        assert data.find(first.digest, tmp_path / "out").classes == ("a", "b")  # prepared last
+
+
+def test_renamed_classes_of_a_folder_are_noticed(tmp_path):
+    write_pictures(tmp_path / "p", ("cat", "dog"))
+    before = data.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
+    (tmp_path / "p/cat").rename(tmp_path / "p/bird")
+    after = data.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
+    assert (after.classes, after.digest) == (("bird", "dog"), before.digest)
+    assert data.find(after.digest, tmp_path / "out").classes == ("bird", "dog")
 
 
 @pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "data.json"])

@@ -1,11 +1,13 @@
 """A trained model outside this package: as plain files, and as an MLflow model."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from sweeps import small, stagetree
 
 from stagetree import ranking, store
@@ -57,6 +59,34 @@ def test_what_is_exported_says_how_it_was_trained(folder, best):
     model = json.loads((folder / "named" / "model.json").read_text())
     assert model["mean"] == [0.4]
     assert [layer[0] for layer in model["layers"]] == ["Linear", "ReLU", "Dropout"] * 2 + ["Linear"]
+
+
+def test_checkpoints_are_safe_to_delete_since_mlflow_has_the_weights_and_damaged_ones_are_told(folder, tmp_path):
+    shutil.copytree(folder / "mlruns", tmp_path / "mlruns")
+    picture = str(tmp_path / "a.png")
+    Image.new("L", (4, 4), 90).save(picture)
+    before, whole = stagetree(folder, "predict", "best", picture), stagetree(folder, "export", "best", "whole")
+    assert (before.returncode, whole.returncode) == (0, 0), before.stderr + whole.stderr
+    shutil.rmtree(tmp_path / "mlruns/checkpoints")
+    after, alone = stagetree(tmp_path, "predict", "best", picture), stagetree(tmp_path, "export", "best", "alone")
+    assert (after.stdout, alone.returncode) == (before.stdout, 0), after.stderr + alone.stderr
+    for name in ("weights.safetensors", "model.json", "example.py", "config.yaml"):
+        assert (tmp_path / "alone" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+    assert stagetree(tmp_path, "report", "--metric", "test_acc").returncode == 0
+    assert '"matrix":' in (tmp_path / "leaderboard.html").read_text()
+    # artifacts lie where they were recorded
+    database = tmp_path / "mlruns/mlflow.db"
+    frame = store.load(f"sqlite:///{database}", "stagetree")
+    run_id = frame.set_index("run_id").loc[ranking.rank(frame)["run_id"][0]].name
+    (weights,) = (folder / "mlruns/artifacts").glob(f"{run_id}/artifacts/weights.safetensors")
+    content = weights.read_bytes()
+    weights.unlink()  # it may be the checkpoint itself, by another name
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = stagetree(tmp_path, "predict", "best", picture)
+    assert done.returncode == 1
+    assert "the checkpoint is missing, and MLflow does not help: its weights are damaged" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    weights.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from sweeps import PATIENCE_S, command, small, stagetree, wait_until
 
 from stagetree import checkpoint, data, report
 from stagetree.mistakes import InputError
-from stagetree.tree import canonical_json
 
 
 class Payload:
@@ -116,8 +115,9 @@ def test_an_index_that_leads_out_of_the_cache(bench, proof):
     (index,) = (bench.output_dir / "data").glob("*.json")
     outside = proof.parent / "outside"
     os.rename(info.folder, outside)
-    entry = json.loads(index.read_text()) | {"folder": os.path.relpath(outside, index.parent)}
-    index.write_text(canonical_json(entry))
+    entry = checkpoint.read_sealed(index)
+    entry["info"]["folder"] = os.path.relpath(outside, index.parent)
+    checkpoint.write_sealed(index, entry)
     assert Path(data.prepare(dataset, bench.output_dir).folder).parent == bench.output_dir / "data"
 
 
@@ -175,6 +175,15 @@ def test_a_picture_that_unpacks_to_a_million_times_its_size(tmp_path, proof):
     done = stagetree(tmp_path, "data", "dataset=image_folder", f"dataset.root={root}", "dataset.height=8",
                      "dataset.width=8", "dataset.test_size=0.25")  # fmt: skip
     assert "bomb.png" in refused(done)
+
+
+def test_hidden_folders_of_notebooks_are_no_classes(tmp_path, proof):
+    for part in ("train", "test"):
+        folder_of_pictures(tmp_path / "pictures" / part, ["a", "b", ".ipynb_checkpoints"])
+    done = stagetree(tmp_path, "data", "dataset=image_folder", f"dataset.root={tmp_path / 'pictures'}",
+                     "dataset.height=8", "dataset.width=8", "dataset.duplicates=ignore")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "train 8  val 0  test 8" in done.stdout
 
 
 def test_a_link_to_a_file_that_is_no_picture(tmp_path, proof):

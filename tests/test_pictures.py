@@ -1,5 +1,7 @@
 """`stagetree data` and `stagetree predict`: what people see of pictures."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +11,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from sweeps import stagetree
 
-from stagetree import checkpoint, data, pictures, store
+from stagetree import checkpoint, data, export, pictures, store
 from stagetree.mistakes import InputError
 from stagetree.model import sequential
+from stagetree.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_predictions_are_those_of_the_plain_module(trained):
     frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
     run = pictures.find_run(frame, "best")
     files = [str(trained / f"{label}.png") for label in range(3)]
-    found = pictures.classify(run["uid"], files, trained / "mlruns")
+    found = pictures.classify(Network.load(trained / "mlruns", run["uid"]), files)
     weights = load_file(trained / "mlruns" / "checkpoints" / f"{run['uid']}.safetensors")
     module = sequential(16, [128], 3, activation="relu")
     module.load_state_dict(weights)
@@ -97,6 +100,38 @@ def test_what_cannot_be_predicted_is_told_in_one_sentence(trained, words, said):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_is_said_of_the_data_follows_the_source_and_the_run_stays(trained, arrays, tmp_path):
+    """The same content, first as rows and with other names: nothing is trained again, all that is written is new."""
+    with np.load(arrays) as given:
+        first = dict(given)
+
+    def train(**changes):
+        np.savez(tmp_path / "mine.npz", **{**first, **changes})
+        words = ["dataset=npz", f"dataset.root={tmp_path}", "dataset.file=mine.npz", "schedule.stages=[(20,1e-1)]"]
+        done = stagetree(tmp_path, "train", *words, "dataset.mean=[0.5]", "trainer.batch_size=16", "trainer.device=cpu")
+        assert done.returncode == 0, done.stderr
+        (run,) = store.load(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "stagetree").to_dict("records")
+        return run["uid"]
+
+    rows = {part: first[part].reshape(-1, 16) for part in ("train_x", "test_x")}
+    uid = train(**rows, classes=np.array(["a", "b", "c"]))
+    files = [str(trained / f"{label}.png") for label in range(3)]
+    with pytest.raises(InputError, match=r"0\.png: expected 16 x 1 pixels, .* got 4 x 4"):
+        pictures.classify(uid, files, tmp_path / "mlruns")
+    with Image.open(files[1]) as image:
+        Image.fromarray(np.asarray(image).reshape(1, 16)).save(tmp_path / "row.png")
+    assert pictures.classify(uid, [str(tmp_path / "row.png")], tmp_path / "mlruns")[0][0][0] == "b"
+
+    assert train(classes=np.array(["zero", "one", "two"])) == uid
+    found = pictures.classify(uid, files, tmp_path / "mlruns")
+    assert [probabilities[0][0] for probabilities in found] == ["zero", "one", "two"]
+    export.export(tmp_path / "mlruns", uid, tmp_path / "model", {})
+    about = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert (about["classes"], about["image_shape"]) == (["zero", "one", "two"], [1, 4, 4])
+    assert stagetree(tmp_path, "report").returncode == 0
+    assert '"classes":["zero","one","two"]' in (tmp_path / "leaderboard.html").read_text()
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id_or_its_name(trained):

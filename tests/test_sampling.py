@@ -61,6 +61,16 @@ def test_pixels_have_the_bits_of_totensor_and_normalize(mean, std):
     assert torch.equal(sampling.to_float(pixels, info, mean, std)[0], expected.flatten())
 
 
+@pytest.mark.parametrize("mean", [(), (0.5,), (0.4, 0.5, 0.6)])
+@pytest.mark.parametrize("std", [(), (0.5,), (0.2, 0.3, 0.4)])
+def test_numbers_follow_from_the_settings_not_from_how_the_data_is_described(mean, std):
+    """Two sources of one content, and so of one uid, may differ in their shape."""
+    pixels = torch.arange(2 * 48, dtype=torch.uint8).view(2, 48)
+    infos = [DataInfo("", "", "x", shape, ("a",), 1, 1, 255.0) for shape in ((3, 4, 4), (1, 1, 48), (1, 12, 4))]
+    first, *others = [sampling.to_float(pixels, info, mean, std) for info in infos]
+    assert all(torch.equal(first, other) for other in others)
+
+
 def test_the_users_own_floats_are_left_as_they_are():
     rows = torch.randn(3, 7)
     info = DataInfo("", "", "x", (1, 1, 7), ("a",), 1, 1, 1.0)

@@ -32,6 +32,8 @@ class Recorded:
     run_id: str
     status: str
     artifacts: str
+    ended: int
+    """In ms; 0: not yet."""
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     points: Points = field(default_factory=Counter)
@@ -64,7 +66,7 @@ def recorded(database: Path) -> list[Recorded]:
     """Read the runs that were trained and not superseded."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=20)) as connection:
         rows = connection.execute(
-            "select run_uuid, status, artifact_uri from runs where lifecycle_stage = 'active'"
+            "select run_uuid, status, artifact_uri, coalesce(end_time, 0) from runs where lifecycle_stage = 'active'"
         ).fetchall()
         runs = {row[0]: Recorded(*row) for row in rows}
 
@@ -128,7 +130,12 @@ def differences(
             record = record_of(checkpoints, run.uid)
             faults = [*_epochs(run), *_artifacts(run)]
             if record is not None and record["test"] is not None:
-                faults += [*_points(run, record), *_params(run, record), *_weights(run, record, checkpoints, damaged)]
+                written = (checkpoints / f"{run.uid}.json").stat().st_mtime_ns // 1_000_000
+                faults += [
+                    *_points(run, record, trained_again=written > run.ended),
+                    *_params(run, record),
+                    *_weights(run, record, checkpoints, damaged),
+                ]
             said += [f"{run.uid[:8]} {run.tags['mlflow.runName']}: {fault}" for fault in faults]
     if leaderboard is not None:
         said += _rows(leaderboard, {run.run_id: run for run in runs})
@@ -152,7 +159,8 @@ def _epochs(run: Recorded) -> Iterator[str]:
             yield f"the latest value of {name} is {value}, not that of step {last}"
 
 
-def _points(run: Recorded, record: Mapping[str, Any]) -> Iterator[str]:
+def _points(run: Recorded, record: Mapping[str, Any], *, trained_again: bool) -> Iterator[str]:
+    """What was trained again since, as its state was gone, took another time, and was tested at other epochs maybe."""
     history = record["history"]
     last = history[-1]
     expected: Points = Counter(
@@ -163,6 +171,8 @@ def _points(run: Recorded, record: Mapping[str, Any]) -> Iterator[str]:
     seconds = sum(line.get("seconds", 0.0) for line in history)
     expected["train_seconds", last["epoch"], seconds] += 1
     for what, points in (("lacks", expected - run.points), ("has besides", run.points - expected)):
+        if trained_again:
+            points = Counter({key: n for key, n in points.items() if not key[0].startswith(("train_seconds", "test/"))})
         if points:
             yield f"{what} {sorted(points.elements())}"
 

@@ -66,12 +66,15 @@ def folder_of(output_dir: Path) -> Path:
     return output_dir / "checkpoints"
 
 
-def weights_digest(weights: "State") -> str:
+def weights_digest(weights: "State | Mapping[str, np.ndarray]") -> str:
     """Identify weights by their bits."""
+    import numpy as np
+
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.numpy().tobytes())
+        array = np.asarray(value)
+        digest.update(f"{name}{array.shape}torch.{array.dtype}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -44,6 +44,8 @@ def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     if kind in bounds:
         word, key = bounds[kind]
         return f"{where}: must be {word} {context[key]}, got {got!r}"
+    if kind == "string_type" and isinstance(got, (int, float)):
+        return f"{where}: must be text, got {got!r} (text that looks like a number is quoted twice: {where}=\"'...'\")"
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"{where}: must be {expected}, got {got!r}"
 

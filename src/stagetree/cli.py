@@ -1,6 +1,7 @@
 """The command line: `stagetree COMMAND`, each with Hydra's overrides and flags."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +34,13 @@ def main() -> None:
     try:
         with _mistakes_shown():
             _run(sys.argv[1:], full_error=full_error)
+        sys.stdout.flush()
     except KeyboardInterrupt as error:
         print("stagetree: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 130))
+    except BrokenPipeError:  # `stagetree report | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
+        sys.exit(128 + signal.SIGPIPE)
     except SystemExit as error:
         sys.exit(1 if error.code == 2 else error.code)  # argparse says 2 for mistakes of usage
 
@@ -67,6 +72,8 @@ def _job(task: Callable[["DictConfig"], Any], full_error: bool) -> Callable[["Di
 
         try:
             return task(cfg)
+        except BrokenPipeError:
+            raise
         except Exception as error:
             said = mendable(error)
             if said is None or full_error or HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -106,6 +113,8 @@ def _mistakes_shown() -> Iterator[None]:
     os.environ[FULL_ERROR] = "1"
     try:
         yield
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if given == "1":
             raise
@@ -247,10 +256,12 @@ def _migrate(cfg: "DictConfig") -> None:
 
     from stagetree.compose import checked
     from stagetree.migrate import migrate
+    from stagetree.redact import redact
 
     config, console = checked(cfg), Console(stderr=True)
     copied = migrate(config, lambda runs, total: track(runs, "copying runs", total, console=console))
-    print(f"{copied} runs copied to {config.migrate.to}; use it with tracking=server tracking.uri={config.migrate.to}")
+    to = redact(config.migrate.to)
+    print(f"{copied} runs copied to {to}; use it with tracking=server tracking.uri={to}")
 
 
 def _verify(cfg: "DictConfig") -> None:

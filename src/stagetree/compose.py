@@ -22,6 +22,7 @@ from stagetree.checks import check
 from stagetree.config import Config
 from stagetree.mistakes import InputError
 from stagetree.notation import listed_stages
+from stagetree.redact import redact_words
 
 MISTAKES_SHOWN = 20
 
@@ -38,8 +39,8 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What trains this point alone, to type into a shell."""
-        return shlex.join(["stagetree", "train", *self.flags, *self.overrides])
+        """What trains this point alone, to type into a shell; secrets are hidden."""
+        return shlex.join(redact_words(["stagetree", "train", *self.flags, *self.overrides]))
 
 
 def source_flags(hydra: DictConfig) -> tuple[str, ...]:
@@ -206,7 +207,7 @@ class _Base:
             changed = OmegaConf.to_container(self._changed([value]), resolve=True)
             found = reduce(getitem, path, changed)
             alone = not isinstance(found, dict) and _with(self._plain, path, found) == changed
-        except (CompactHydraException, OmegaConfBaseException, KeyError, TypeError):
+        except (CompactHydraException, OmegaConfBaseException, KeyError, TypeError, ValueError):
             return None
         return (path, found) if alone else None
 

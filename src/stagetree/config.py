@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, field_validator, model_validator
 
 from stagetree.notation import parse_stages
+from stagetree.redact import redact
 from stagetree.tree import Stage
 
 
@@ -18,6 +19,18 @@ class Frozen(BaseModel):
     """Base of all groups: immutable, unknown keys refused, no silent conversion of text to numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _zero_has_no_sign(cls, value: Any) -> Any:
+        return _unsigned(value)
+
+
+def _unsigned(value: Any) -> Any:
+    """-0.0 as 0.0: equal numbers are one configuration, and have one uid."""
+    if isinstance(value, tuple):
+        return tuple(map(_unsigned, value)) if any(isinstance(part, float) for part in value) else value
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def _as_tuple(value: Any) -> Any:
@@ -120,7 +133,8 @@ class Npz(HeldOutTest):
 
     name: Literal["npz"]
     file: str
-    """Relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`."""
+    """Relative to `root`. Keys: `train_x`, `train_y` and, if there is a test set, `test_x`, `test_y`; `classes`
+    names the classes."""
 
     @property
     def label(self) -> str:
@@ -344,7 +358,17 @@ class Tracking(Frozen):
     """Name of the MLflow experiment."""
     artifacts: str | None = None
     """Where a new experiment's artifacts go, a folder or a URI that MLflow can write, such as `s3://bucket/path`;
-    `null`: `output_dir/artifacts` for a database here, a server's own choice otherwise."""
+    `null`: `output_dir/artifacts` for a database here, a server's own choice otherwise. It holds no password, since
+    MLflow writes it into its database."""
+
+    @model_validator(mode="after")
+    def _artifacts_hold_no_secret(self):
+        if self.artifacts and redact(self.artifacts) != self.artifacts:
+            raise ValueError(
+                f"artifacts must not hold a password, since MLflow writes it into its database, got {self.artifacts} "
+                "(give the password in the environment, as the storage's own clients read it)"
+            )
+        return self
 
 
 Metric = Literal["val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds"]

@@ -1,17 +1,18 @@
 """Data sets as four arrays on disk that all workers map, identified by their content."""
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stagetree import datasets
-from stagetree.checkpoint import read_sealed, write_atomic, write_sealed
+from stagetree.checkpoint import read_sealed, write_sealed
 from stagetree.config import Dataset
 from stagetree.mistakes import InputError
 from stagetree.tree import canonical_json
@@ -21,7 +22,11 @@ ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known of a prepared data set without opening its arrays."""
+    """What is known of a prepared data set without opening its arrays.
+
+    The digest is all of it that decides numbers. Sources of one content may differ in image shape and class names: each
+    has its own in its entry of the cache's index, and `data.json` beside the arrays has those prepared last.
+    """
 
     folder: str
     digest: str
@@ -36,6 +41,8 @@ class DataInfo:
     """Pixels are divided by this: 255 for bytes, 1 for the user's own floats."""
     notes: tuple[str, ...] = ()
     """What a user should know of it."""
+    float_range: tuple[float, float] | None = None
+    """Lowest and highest of the user's own floats; `None`: bytes."""
 
     @property
     def in_features(self) -> int:
@@ -76,10 +83,10 @@ def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
         arrays, fingerprint = _read_settled(dataset, fingerprint)
         _check(arrays, dataset)
         info = _store(arrays, dataset.name, cache)
-        entry = {"fingerprint": fingerprint, "folder": Path(info.folder).name}
-        write_atomic(index, canonical_json(entry).encode())
+        write_sealed(index, {"fingerprint": fingerprint, "info": asdict(info)})
+    _describe(info)
     _check_settings(dataset, info)
-    return replace(info, notes=()) if dataset.duplicates == "ignore" else info
+    return replace(info, notes=(() if dataset.duplicates == "ignore" else info.notes) + _range_notes(dataset, info))
 
 
 def _read_settled(dataset: Dataset, fingerprint: str) -> tuple[datasets.Source, str]:
@@ -94,33 +101,46 @@ def _read_settled(dataset: Dataset, fingerprint: str) -> tuple[datasets.Source, 
 def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
     """What the cache holds, undamaged, of a source in this very state."""
     try:
-        entry = json.loads(index.read_bytes())
+        entry = read_sealed(index)
         if entry["fingerprint"] != fingerprint:
             return None
-        folder = index.parent / Path(entry["folder"]).name  # nothing outside the cache
-        return _open(folder).info
+        folder = index.parent / Path(entry["info"]["folder"]).name  # nothing outside the cache
+        return _open(_to_info(entry["info"], folder)).info
     except Exception:
         return None  # it is only a cache: read the source again
 
 
-def _open(folder: Path) -> "Arrays":
+def _open(info: DataInfo) -> "Arrays":
     """Map the arrays of a folder of the cache, and verify their digest.
 
     Raises:
-        Exception: it is gone or damaged; what numpy says of a damaged header is of many kinds.
+        Exception: they are gone or damaged; what numpy says of a damaged header is of many kinds.
     """
-    info = _read_info(folder)
     # mode "c": nothing is written to the file, and torch takes the array without a warning
-    arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
+    arrays = {key: np.load(Path(info.folder) / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
     if _digest(arrays) != info.digest:
-        raise ValueError(f"{folder}: damaged")
+        raise ValueError(f"{info.folder}: damaged")
     return Arrays(info, **arrays)
 
 
 def _read_info(folder: Path) -> DataInfo:
-    values = read_sealed(folder / "data.json")
-    tuples = {name: tuple(values[name]) for name in ("image_shape", "classes", "notes")}
-    return DataInfo(**{**values, **tuples, "folder": str(folder)})
+    return _to_info(read_sealed(folder / "data.json"), folder)
+
+
+def _to_info(values: Mapping[str, Any], folder: Path) -> DataInfo:
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return DataInfo(**{**plain, "folder": str(folder)})
+
+
+def _describe(info: DataInfo) -> None:
+    """Say beside the arrays what they are, where the last source of this content said otherwise."""
+    folder = Path(info.folder)
+    try:
+        known = _read_info(folder)
+    except Exception:
+        known = None  # gone or damaged
+    if known != info:
+        write_sealed(folder / "data.json", {**asdict(info), "folder": ""})
 
 
 def _store(source: datasets.Source, name: str, cache: Path) -> DataInfo:
@@ -138,6 +158,7 @@ def _store(source: datasets.Source, name: str, cache: Path) -> DataInfo:
         n_test=len(flat["test_labels"]),
         scale=255.0 if flat["train_images"].dtype == np.uint8 else 1.0,
         notes=_notes(name, flat),
+        float_range=_float_range(flat),
     )
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=cache, prefix=".new-"))
@@ -146,7 +167,7 @@ def _store(source: datasets.Source, name: str, cache: Path) -> DataInfo:
             np.save(aside / f"{key}.npy", array, allow_pickle=False)
         write_sealed(aside / "data.json", {**asdict(info), "folder": ""})
         if not _is_there(info):
-            shutil.rmtree(info.folder, ignore_errors=True)  # damaged, or of another name
+            shutil.rmtree(info.folder, ignore_errors=True)  # damaged
             os.replace(aside, info.folder)
     except OSError:
         if not Path(info.folder).exists():  # else another process was quicker with the same content
@@ -157,11 +178,19 @@ def _store(source: datasets.Source, name: str, cache: Path) -> DataInfo:
 
 
 def _is_there(info: DataInfo) -> bool:
-    """Whether another process, perhaps on another machine, was quicker."""
+    """Whether a source of the same content was stored before, or by a quicker process."""
     try:
-        return _open(Path(info.folder)).info.name == info.name
+        _open(info)
     except Exception:
         return False
+    return True
+
+
+def _float_range(arrays: Mapping[str, np.ndarray]) -> tuple[float, float] | None:
+    images = [arrays["train_images"], arrays["test_images"]]
+    if images[0].dtype == np.uint8:
+        return None
+    return float(min(part.min() for part in images)), float(max(part.max() for part in images))
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
@@ -192,7 +221,7 @@ def load(folder: Path, digest: str) -> Arrays:
         InputError: it is gone or damaged.
     """
     try:
-        arrays = _open(folder)
+        arrays = _open(_read_info(folder))
     except Exception:
         arrays = None
     if arrays is None or arrays.info.digest != digest:
@@ -250,6 +279,22 @@ def _check_settings(dataset: Dataset, info: DataInfo) -> None:
         raise InputError(f"dataset.val_size: {dataset.val_size} of {info.n_train} pictures is none (set 0 for none)")
     if info.notes and dataset.duplicates == "error":
         raise InputError(f"{info.notes[0]} (remove them, or set dataset.duplicates=warn)")
+
+
+def _range_notes(dataset: Dataset, info: DataInfo) -> tuple[str, ...]:
+    """Tell of floats that look like pixels nobody divided.
+
+    Raises:
+        InputError: they are images of bytes without a doubt.
+    """
+    low, high = info.float_range or (0.0, 0.0)
+    if dataset.std or low < 0 or high <= 1.5:  # standardised values lie on both sides of 0
+        return ()
+    said = f"{info.name}: floats are taken as they are, and these go from {low:g} to {high:g}"
+    cure = "save bytes as uint8, divide them to 0..1, or set dataset.std, [1] for as they are"
+    if high > 127 and info.image_shape[:2] != (1, 1):
+        raise InputError(f"{said}, expected about 0 to 1 for images ({cure})")
+    return (f"{said} (if that is not meant: {cure})",)
 
 
 def val_count(n: int, val_size: int | float) -> int:

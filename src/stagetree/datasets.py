@@ -1,16 +1,20 @@
 """Reading each kind of source into four plain arrays. Heavy libraries are imported only by the kind that needs them."""
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stagetree.config import Dataset, Digits, Emnist, HeldOutTest, ImageFolder, Npz, Torchvision
 from stagetree.mistakes import InputError, printable
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 
@@ -104,22 +108,26 @@ def _read_npz(dataset: Npz) -> Source:
             f"{path}: needs the arrays train_x, train_y and, for a test set, test_x and test_y; got {sorted(found)}"
         )
     train = _checked_arrays(path, found["train_x"], found["train_y"], "train")
-    classes = tuple(map(str, range(int(found["train_y"].max(initial=-1)) + 1)))
+    classes = _class_names(path, found.get("classes"), train[1])
     if "test_x" not in found:
         return _hold_out(dataset, *train, classes)
     return Source(*train, *_checked_arrays(path, found["test_x"], found["test_y"], "test"), classes)
 
 
 def _checked_arrays(path: Path, x: np.ndarray, y: np.ndarray, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Bring a user's arrays into shape `(n, c, h, w)`: from (n, h, w), (n, h, w, c) or rows (n, features)."""
+    """Bring a user's arrays into shape `(n, c, h, w)`.
+
+    They may be (n, h, w), (n, h, w, c), (n, c, h, w) or rows (n, features); c is 1, 3 or 4, and where the last axis and
+    the second both are, the last one has the channels.
+    """
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise InputError(f"{path}: {part}_x must be uint8 (0..255) or floats, got {x.dtype}")
     if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
         raise InputError(f"{path}: {part}_y must be whole numbers (n,), got {y.dtype} {y.shape}")
     if len(x) != len(y) or len(x) == 0:
         raise InputError(f"{path}: {part}_x and {part}_y must be equally many and not none, got {len(x)} and {len(y)}")
-    if y.min() < 0:
-        raise InputError(f"{path}: {part}_y must count classes from 0, got {y.min()}")
+    if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
+        raise InputError(f"{path}: {part}_y must count classes from 0, got {y.min()} to {y.max()}")
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
         if not np.isfinite(x).all():
@@ -130,9 +138,28 @@ def _checked_arrays(path: Path, x: np.ndarray, y: np.ndarray, part: str) -> tupl
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3, 4):
         x = x.transpose(0, 3, 1, 2)
-    else:
-        raise InputError(f"{path}: {part}_x must be (n, h, w, c), (n, h, w) or (n, features), got {x.shape}")
+    elif x.ndim != 4 or x.shape[1] not in (1, 3, 4):
+        shapes = "(n, h, w, c), (n, c, h, w), (n, h, w) or (n, features), c being 1, 3 or 4"
+        raise InputError(f"{path}: {part}_x must be {shapes}, got {x.shape}")
     return x, y.astype(np.int64)
+
+
+def _class_names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> tuple[str, ...]:
+    """Name the classes as the file does, or by their numbers."""
+    n_classes = int(labels.max()) + 1
+    if names is None:
+        if n_classes > len(labels):  # before millions of names are made
+            raise InputError(
+                f"{path}: train_y must count classes from 0 without gaps, got {n_classes - 1} in {len(labels)} labels"
+            )
+        return tuple(map(str, range(n_classes)))
+    if names.dtype.kind not in "USiu" or names.ndim != 1 or len(names) != n_classes or len(set(names)) != n_classes:
+        raise InputError(
+            f"{path}: classes must be {n_classes} names, all different, one for each label of train_y, "
+            f"got {names.dtype} {names.shape}"
+        )
+    texts = names.astype(str) if names.dtype.kind != "S" else np.char.decode(names, "utf-8", "replace")
+    return tuple(printable(text) for text in texts.tolist())
 
 
 def _hold_out(dataset: HeldOutTest, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Source:
@@ -210,17 +237,22 @@ def _read_image_folder(dataset: ImageFolder) -> Source:
     train = root / "train" if (root / "train").is_dir() else root
     if not train.is_dir():
         raise InputError(f"{root}: no such folder (set dataset.root to a folder with one folder of pictures a class)")
-    classes = tuple(sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    classes = tuple(_class_folders(train))
     if not classes:
         raise InputError(f"{train}: has no folders (one folder of pictures for each class is expected)")
     train_arrays = _read_pictures(train, classes, dataset)
     if train == root or not (root / "test").is_dir():
         return _hold_out(dataset, *train_arrays, tuple(map(printable, classes)))
-    unknown = {path.name for path in (root / "test").iterdir() if path.is_dir()} - set(classes)
+    unknown = set(_class_folders(root / "test")) - set(classes)
     if unknown:
         raise InputError(f"{root / 'test'}: has classes that {train} has not: {', '.join(sorted(unknown))}")
     test_arrays = _read_pictures(root / "test", classes, dataset)
     return Source(*train_arrays, *test_arrays, tuple(map(printable, classes)))
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, but for hidden ones, such as `.ipynb_checkpoints`."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _read_pictures(folder: Path, classes: tuple[str, ...], dataset: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
@@ -239,20 +271,88 @@ def _read_pictures(folder: Path, classes: tuple[str, ...], dataset: ImageFolder)
     return np.stack(images), np.array(labels, dtype=np.int64)
 
 
-def read_picture(path: Path, *, height: int, width: int, grayscale: bool) -> np.ndarray:
-    """Read one picture as uint8 `(c, height, width)`, resized if it has another size.
+def read_picture(path: Path, *, height: int, width: int, grayscale: bool, resize: bool = True) -> np.ndarray:
+    """Read one image file as uint8 `(c, height, width)`.
+
+    It is turned as its EXIF data says. 16 bits, and floats from 0 to 1, are scaled to 0..255; what is transparent is
+    laid on white, as viewers of images do.
+
+    Args:
+        path: of the file; of several frames, the first is read.
+        height: in pixels.
+        width: in pixels.
+        grayscale: one channel instead of three.
+        resize: to that size; `False` refuses another.
 
     Raises:
-        InputError: it cannot be read, or is too large to be a picture.
+        InputError: it cannot be read, is too large to be an image, or leaves open what its values mean.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            image = _as_bytes(ImageOps.exif_transpose(opened), opened.format, path)
+            image = _visible(image, path).convert("L" if grayscale else "RGB")
+            if image.size != (width, height):
+                if not resize:
+                    raise InputError(
+                        f"{path}: expected {width} x {height} pixels, since the model was trained on rows of numbers, "
+                        f"got {image.width} x {image.height} (train on arrays (n, h, w), and any size can be read)"
+                    )
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            array = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as a picture: {error} (repair or remove it)") from None
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _as_bytes(image: "Image.Image", file_format: str | None, path: Path) -> "Image.Image":
+    """Scale deep images to bytes, as Pillow's own conversion, which cuts off above 255, does not.
+
+    Args:
+        image: of any mode.
+        file_format: as Pillow names it.
+        path: of the file.
+
+    Raises:
+        InputError: nothing says which value is white.
     """
     from PIL import Image
 
-    try:
-        with Image.open(path) as picture:
-            converted = picture.convert("L" if grayscale else "RGB")
-            if converted.size != (width, height):
-                converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-            array = np.asarray(converted)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as a picture: {error} (repair or remove it)") from None
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    # Pillow itself scales what a PGM file has to 16 bits; others' largest value may be that of 12 bits, or of 8
+    scaled = image.mode == "I" and file_format == "PPM"
+    deep = scaled or image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG")
+    if deep and (scaled or high == 0 or high >= 4096) and "transparency" not in image.info:
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if not deep and low >= 0 and high <= 255:
+        return image
+    kind = "16-bit values" if deep else "floats" if image.mode == "F" else "32-bit whole numbers"
+    raise InputError(
+        f"{path}: its {kind} from {low:g} to {high:g} leave open which of them is white (save it as 8 bits)"
+    )
+
+
+def _visible(image: "Image.Image", path: Path) -> "Image.Image":
+    """Lay what is transparent on white.
+
+    Raises:
+        InputError: the drawing is white itself.
+    """
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    layers = image.convert("RGBA")
+    least, most = layers.getchannel("A").getextrema()
+    if least == 255:
+        return image
+    flat = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    if least < most and all(low == high for low, high in flat.getextrema()):
+        raise InputError(f"{path}: white on transparent, which is laid on white (save it with a dark background)")
+    return flat

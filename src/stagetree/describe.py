@@ -14,6 +14,7 @@ from stagetree.config import Config
 from stagetree.data import DataInfo
 from stagetree.identity import trunk_digest
 from stagetree.notation import WRITTEN_OUT, brief, short
+from stagetree.redact import redact_values
 from stagetree.tree import Run, Stage, Stages, StageTree
 
 
@@ -31,7 +32,7 @@ class RunEntry:
     """Uids of the states on its way, its own last."""
     params: Mapping[str, Any]
     config: Mapping[str, Any]
-    """Resolved configuration."""
+    """Resolved configuration; secrets are hidden."""
     dataset: Mapping[str, Any]
     """`name`, `digest`, `n_train`, `n_test`."""
     stages: Stages
@@ -91,7 +92,7 @@ def describe(
             trunk=trunk_digest(runs[uid].trunk),
             path=paths[uid],
             params=params[uid],
-            config=configs[uid].model_dump(mode="json"),
+            config=redact_values(configs[uid].model_dump(mode="json")),
             dataset={
                 "name": configs[uid].dataset.label, "digest": infos[uid].digest,
                 "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,

@@ -1,14 +1,13 @@
 """A finished run for programs that know nothing of this one: plain files, none of them a pickle."""
 
 import json
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.numpy import save_file
 
-from stagetree import checkpoint
 from stagetree.mistakes import InputError
 from stagetree.network import Network
 
@@ -19,27 +18,25 @@ LAYERS = {
 """Names in torch.nn."""
 
 
-def export(output_dir: Path, uid: str, folder: Path, about: dict[str, Any]) -> None:
-    """Write a run's final state.
+def export(network: Network, folder: Path, about: dict[str, Any]) -> None:
+    """Write a trained network.
 
     `weights.safetensors` has the names and shapes of the `torch.nn.Sequential` that `model.json` lists and `example.py`
     builds; `model.json` also has the classes and what turns pixels into inputs; `config.yaml` says how it was trained.
 
     Args:
-        output_dir: of the store.
-        uid: of the run.
+        network: of a finished run.
         folder: that is made.
         about: for `config.yaml`.
 
     Raises:
-        InputError: the run's files are gone, or there is something in the folder.
+        InputError: there is something in the folder.
         OSError: the folder cannot be written.
     """
-    network = Network.load(output_dir, uid)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"export.folder: {folder} holds something already (give a new or an empty folder)")
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(checkpoint.folder_of(output_dir) / f"{uid}.safetensors", folder / "weights.safetensors")
+    save_file(dict(network.weights), folder / "weights.safetensors")
     described = describe_model(network)
     (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -94,7 +94,8 @@ def _add(
     """Add a subtree. Many stages without a fork are one line, and what lies very deep stands beside its parent."""
     best: dict[str, tuple[int, str]] = {}
     for node in reversed(list(root.walk())):  # children before their parents
-        best[node.uid] = min([best[child.uid] for child in node.children] + ([runs[node.uid]] if node.final else []))
+        own = [runs[node.uid]] if node.final else []
+        best[node.uid] = min(own + [best[child.uid] for child in node.children])
     waiting = [(root, branches, 0)]
     while waiting:
         node, siblings, depth = waiting.pop()

@@ -3,12 +3,14 @@
 import difflib
 import re
 
+from stagetree.redact import redact
+
 
 class InputError(Exception):
     """What a user gave cannot be used. The message is complete: what, got, expected, cure."""
 
     def __init__(self, message: str):
-        super().__init__(printable(message))
+        super().__init__(printable(redact(message)))
 
 
 def printable(text: str) -> str:
@@ -27,8 +29,16 @@ def mendable(error: Exception) -> str | None:
     """What to say of a mistake of the user's or a trouble of the machine's; `None` if the error is something else."""
     if isinstance(error, OSError):
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return f"{said} (nothing that was there is lost; mend it and run the same command again)"
+        return f"{redact(said)} (nothing that was there is lost; mend it and run the same command again)"
     return str(error) if isinstance(error, InputError) else None
+
+
+def _raised_by(error: Exception) -> str:
+    """The package whose code raised an error."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] if trace else ""
 
 
 def composition_mistake(error: Exception) -> str | None:
@@ -38,9 +48,19 @@ def composition_mistake(error: Exception) -> str | None:
     from yaml import YAMLError
 
     if isinstance(error, YAMLError):
-        return " ".join(str(error).split())
+        return redact(" ".join(str(error).split()))
+    if isinstance(error, ValueError) and _raised_by(error) == "omegaconf":  # it takes `lr` for a place in a list
+        return redact(
+            f"an override does not fit what it changes, {error} (stages written as pairs have schedule.stages.0.0 for "
+            "epochs and schedule.stages.0.1 for lr, stages written as {epochs, lr} have schedule.stages.0.lr)"
+        )
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'\n", str(error)):
+        return redact(
+            f"{ambiguous[1]}: got several values, expected one (stagetree sweep and plan take several, but not with "
+            "--cfg; a list is written in brackets, and text that holds a comma is quoted within the quotes)"
+        )
     cause = error.__cause__
-    said = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    said = redact(f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error))
     return f"{said}\n(pip install 'stagetree[slurm]' brings it)" if "find 'hydra/launcher/submitit" in said else said

@@ -4,14 +4,17 @@ Only for looking at results. What is recorded of a run was computed by `epoch.ev
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from stagetree import checkpoint, data
+from stagetree.connect import connect
 from stagetree.data import DataInfo
+from stagetree.mistakes import InputError
 
 ROWS = 1000
 """Pictures computed at a time."""
@@ -41,9 +44,35 @@ class Network:
         """
         record, weights = checkpoint.load_weights(checkpoint.folder_of(output_dir), uid)
         trunk = json.loads(record.trunk)
-        model = trunk["model"]
+        model, info = trunk["model"], data.find(trunk["data"], output_dir)
+        channels = max(len(trunk["mean"]), len(trunk["std"]))
+        if channels > 1 and channels != info.image_shape[0]:  # since then its content was prepared in another shape
+            info = replace(info, image_shape=(channels, 1, info.in_features // channels))
         return cls(
-            data.find(trunk["data"], output_dir), tuple(trunk["mean"]), tuple(trunk["std"]),
+            info, tuple(trunk["mean"]), tuple(trunk["std"]), tuple(model["hidden_sizes"]), model["activation"],
+            model["dropout"], weights,
+        )  # fmt: skip
+
+    @classmethod
+    def recorded(cls, output_dir: Path, uri: str, run_id: str) -> "Network":
+        """Read the final state of a run from its artifacts in MLflow.
+
+        Raises:
+            Exception: of many kinds, MLflow's and the network's; `ValueError` if it is not what was trained.
+        """
+        import yaml
+        from safetensors.numpy import load_file
+
+        client = connect(uri)
+        run = client.get_run(run_id).data
+        with tempfile.TemporaryDirectory() as folder:
+            weights = load_file(client.download_artifacts(run_id, "weights.safetensors", folder))
+            config = yaml.safe_load(Path(client.download_artifacts(run_id, "config.yaml", folder)).read_text("utf-8"))
+        if checkpoint.weights_digest(weights) != run.tags["stagetree.weights_sha256"]:
+            raise ValueError("its weights are damaged")
+        dataset, model = config["dataset"], config["model"]
+        return cls(
+            data.find(run.params["dataset_digest"], output_dir), tuple(dataset["mean"]), tuple(dataset["std"]),
             tuple(model["hidden_sizes"]), model["activation"], model["dropout"], weights,
         )  # fmt: skip
 
@@ -70,12 +99,30 @@ class Network:
     def inputs(self, pixels: np.ndarray) -> np.ndarray:
         """Scale and normalise as in training, float32."""
         x = pixels.astype(np.float32) / np.float32(self.info.scale)
-        by_channel = x.reshape(len(x), self.info.image_shape[0], -1)
+        by_channel = x.reshape(len(x), max(len(self.mean), len(self.std), 1), -1)
         if self.mean:
             by_channel -= np.array(self.mean, np.float32)[:, None]
         if self.std:
             by_channel /= np.array(self.std, np.float32)[:, None]
         return x
+
+
+def load_run(output_dir: Path, uid: str, uri: str, run_id: str) -> Network:
+    """Read a finished run's network: from its checkpoint, or from MLflow where that was deleted or is damaged.
+
+    Raises:
+        InputError: neither is to be had, or what is known of its data is gone.
+    """
+    try:
+        return Network.load(output_dir, uid)
+    except checkpoint.StateError as error:
+        try:
+            return Network.recorded(output_dir, uri, run_id)
+        except InputError:
+            raise
+        except Exception as other:
+            said = str(other).splitlines()[0] if str(other) else type(other).__name__
+            raise InputError(f"{error.what}, and MLflow does not help: {said} (run its sweep again)") from other
 
 
 def _parts(pixels: np.ndarray) -> Iterator[np.ndarray]:

@@ -21,7 +21,7 @@ from pandas import DataFrame, Series
 from stagetree import data, history, ranking, report, stats, store
 from stagetree.checkpoint import write_atomic
 from stagetree.mistakes import InputError
-from stagetree.network import Mistake, Network, confusion
+from stagetree.network import Mistake, Network, confusion, load_run
 
 MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
 """Runs whose learning curves are read, the best first; of a server each is a request."""
@@ -44,6 +44,10 @@ class Source:
     """As for `ranking.rank`."""
     command: str = ""
     """What was typed; empty: all runs of the experiment."""
+
+
+MOST_EXACT = 2**53
+"""The last whole number that JavaScript tells from the next."""
 
 
 def write_page(source: Source, path: Path) -> None:
@@ -99,12 +103,12 @@ def gather(source: Source) -> dict[str, Any]:
     most = MOST_CURVES if store.is_sql(source.uri) else MOST_CURVES_OF_SERVER
     shown = ranked["run_id"].head(most).tolist()
     histories = store.load_histories(source.uri, shown) if shown else {}
-    best = _load_best(ranked, known, source.output_dir)
+    best = _load_best(ranked, known, source)
     return {
         "metric": metric,
         "command": source.command,
         "summary": report.summary(ranked),
-        "runs": _table(ranked, _tied_runs(ranked, known, best)),
+        "runs": _table(ranked, [""] * len(ranked)),
         "seeds": _over_seeds(frame, source.metric),
         "settings": _settings(known, metric),
         "curves": history.curves(known, histories),
@@ -117,10 +121,11 @@ def gather(source: Source) -> dict[str, Any]:
 # ---------------------------------------------------------------- tables
 
 
-def _table(frame: DataFrame, tied: Series) -> dict[str, Any]:
+def _table(frame: DataFrame, marks: list[str]) -> dict[str, Any]:
     """Columns with figures before settings, each with its name, its kind, whether it is shown, and a value a row.
 
-    `tied`: rows that are not told apart from the first. What all rows have in common is not shown.
+    `marks`: of `stats.marks`; single runs have none, since one run does not tell the luck of its seed. What all rows
+    have in common is not shown.
     """
     metric = frame.attrs["metric"]
     figures = sorted((name for name in frame if _kind(name, frame[name]) != "text" and _is_figure(name)),
@@ -137,7 +142,7 @@ def _table(frame: DataFrame, tied: Series) -> dict[str, Any]:
         for name in dict.fromkeys([*first, *figures, *frame])
         if name in first or frame[name].notna().any()
     ]
-    return {"columns": columns, "tied": tied.tolist()}
+    return {"columns": columns, "marks": marks}
 
 
 def _is_figure(name: str) -> bool:
@@ -146,30 +151,26 @@ def _is_figure(name: str) -> bool:
 
 def _kind(name: str, column: Series) -> str:
     """How a value is written: `acc` as per cent, `loss`, `number` or `text`."""
-    if not pd.api.types.is_numeric_dtype(column):
+    if not _is_numeric(column):
         return "text"
     stem = re.sub(r"_(mean|std)$", "", name)
     return next((kind for kind in ("acc", "loss", "seconds") if stem.endswith(f"_{kind}")), "number")
 
 
+def _is_numeric(column: Series) -> bool:
+    """Whether JavaScript's numbers hold a column's values, which are floats: seeds go up to 2**63 - 1."""
+    if not pd.api.types.is_numeric_dtype(column):
+        return False
+    return not (pd.api.types.is_integer_dtype(column) and (column > MOST_EXACT).any())
+
+
 def _plain(column: Series) -> list[Any]:
     values = column.astype(object).where(column.notna(), None).tolist()
+    if pd.api.types.is_numeric_dtype(column) and not _is_numeric(column):
+        return [value if value is None else str(value) for value in values]
     if pd.api.types.is_float_dtype(column):
         return [value if value is None else float(f"{value:.8g}") for value in values]
     return values
-
-
-def _tied_runs(ranked: DataFrame, known: DataFrame, best: Network | str) -> Series:
-    """Runs whose accuracy is not told apart from the first one's, by the pictures that it was measured on."""
-    tied, metric = Series(False, index=ranked.index), ranked.attrs["metric"]
-    competing = ranked.index[ranked["rank"].notna() & ranking.in_first_group(ranked)]
-    if isinstance(best, Network) and len(competing) > 1 and metric in ("val_acc", "test_acc"):
-        size = known["val_size"].iloc[0]
-        n_val = data.val_count(best.info.n_train, int(size) if size >= 1 else float(size))
-        n = n_val if metric == "val_acc" else best.info.n_test
-        p = stats.two_proportions(ranked.loc[competing, metric].to_numpy(), n)
-        tied[competing] = stats.tied_with_first(p)
-    return tied
 
 
 def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
@@ -178,13 +179,12 @@ def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
     if finished["seed"].nunique() < 2:
         return None
     lines = ranking.aggregate(frame, "seed", metric)
-    tied, metric = Series(False, index=lines.index), lines.attrs["metric"]
-    mean, std, n = (lines[f"{metric}_{name}"] for name in ("mean", "std", "n"))
-    compared = lines.index[lines["rank"].notna() & ranking.in_first_group(lines) & (n >= 2)]
-    if len(compared) > 1 and compared[0] == 0:
-        values = (part[compared].to_numpy(dtype=float) for part in (mean, std, n))
-        tied[compared] = stats.tied_with_first(stats.welch(*values))
-    return _table(lines, tied)
+    metric, marks = lines.attrs["metric"], np.full(len(lines), "", dtype=object)
+    compared = np.flatnonzero(lines["rank"].notna() & ranking.in_first_group(lines))
+    mean, std, n = (lines[f"{metric}_{name}"].to_numpy(dtype=float)[compared] for name in ("mean", "std", "n"))
+    if len(compared) > 1:
+        marks[compared] = stats.marks(mean, std, n)
+    return _table(lines, marks.tolist())
 
 
 # ---------------------------------------------------------------- settings
@@ -209,8 +209,8 @@ def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "importance": {kind: float(f"{share:.4f}") for kind, share in importance.loc[name].items()},
-            "numeric": pd.api.types.is_numeric_dtype(known[name]),
+            "importance": float(f"{importance[name]:.4f}"),
+            "numeric": _is_numeric(known[name]),
             "values": _plain(known[name]),
         }
         for name in importance.index
@@ -220,12 +220,12 @@ def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- the best run
 
 
-def _load_best(ranked: DataFrame, known: DataFrame, output_dir: Path) -> Network | str:
+def _load_best(ranked: DataFrame, known: DataFrame, source: Source) -> Network | str:
     """The first run's network, or why there is none."""
     if ranked["rank"].isna().all():
         return "No run is ranked yet."
     try:
-        return Network.load(output_dir, known["uid"].iloc[0])
+        return load_run(source.output_dir, known["uid"].iloc[0], source.uri, known.index[0])
     except InputError as error:
         return str(error)
 

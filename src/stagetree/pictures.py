@@ -16,7 +16,7 @@ from stagetree.config import Config
 from stagetree.data import Arrays, DataInfo
 from stagetree.export import export
 from stagetree.mistakes import InputError, choices, printable
-from stagetree.network import Network
+from stagetree.network import Network, load_run
 
 SHOWN = 40
 """Sample pictures in the grid."""
@@ -103,7 +103,8 @@ def predict(config: Config, console: Console, overrides: Sequence[str]) -> None:
     if not config.predict.pictures:
         raise InputError("predict: no picture was given (stagetree predict RUN picture.png ...)")
     run = _chosen(config, overrides, config.predict.run, "predict.run")
-    classified = classify(run["uid"], config.predict.pictures, Path(config.output_dir))
+    network = load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"])
+    classified = classify(network, config.predict.pictures)
     print(f"by {_described(run)}", file=sys.stderr)
     for path, probabilities in zip(config.predict.pictures, classified, strict=True):
         said = "  ".join(f"{name} {share:.1%}" for name, share in probabilities)
@@ -132,6 +133,8 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: st
     Raises:
         InputError: none or several fit, it is not finished, or the best is of several groups that cannot be compared.
     """
+    if name == "best" and not (frame["status"] == "finished").any():
+        raise InputError(f"{setting}: no run is finished, so none is best (train one: stagetree train)")
     if name == "best":
         ranked = ranking.rank(frame[frame["status"] == "finished"], metric).dropna(subset="rank")
         first = ranked.drop_duplicates("group") if "group" in ranked else ranked.head(1)
@@ -157,9 +160,8 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: st
     return run
 
 
-def classify(uid: str, pictures: Sequence[str], output_dir: Path) -> list[list[tuple[str, float]]]:
-    """For each picture the most probable classes with their probabilities, by the final state of a run."""
-    network = Network.load(output_dir, uid)
+def classify(network: Network, pictures: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """For each picture the most probable classes with their probabilities."""
     probabilities = network.probabilities(np.stack([_read(Path(path), network.info) for path in pictures]))
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELY]
     return [
@@ -172,7 +174,9 @@ def _read(path: Path, info: DataInfo) -> np.ndarray:
     channels, height, width = info.image_shape
     if info.scale == 1.0 or channels not in (1, 3):
         raise InputError(f"predict.run: it was trained on arrays of {info.image_shape} that no picture file holds")
-    return datasets.read_picture(path, height=height, width=width, grayscale=channels == 1).reshape(-1)
+    # a row of features is no image: nothing says how a larger one would be cut into it
+    size = {"height": height, "width": width, "resize": height > 1}
+    return datasets.read_picture(path, grayscale=channels == 1, **size).reshape(-1)
 
 
 # ---------------------------------------------------------------- export
@@ -188,6 +192,6 @@ def export_run(config: Config, overrides: Sequence[str]) -> None:
     known = run[run.notna()].drop(["status"])
     about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
     folder = Path(config.export.folder)
-    export(Path(config.output_dir), run["uid"], folder, about)
+    export(load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"]), folder, about)
     print(_described(run))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (cd {folder} && python example.py)")

@@ -16,6 +16,7 @@ import yaml
 
 from stagetree.connect import VIEW_TAG, connect, cut, find_sweep
 from stagetree.export import export
+from stagetree.network import Network
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +82,7 @@ class Publisher:
         run = self._client.get_run(model.source_run_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            export(self._output_dir, uid, folder / "data", dict(run.data.params))
+            export(Network.load(self._output_dir, uid), folder / "data", dict(run.data.params))
             with resources.as_file(resources.files("stagetree") / "assets" / "classifier.py") as loader:
                 (folder / "code").mkdir()
                 shutil.copy(loader, folder / "code")

@@ -26,6 +26,7 @@ from stagetree.describe import write_entries
 from stagetree.engine import Engine
 from stagetree.prepare import Plan, plan
 from stagetree.progress import ProgressDisplay
+from stagetree.redact import redact, redact_words
 from stagetree.stopping import Interrupted, Launching
 from stagetree.tail import Tail, in_a_line
 from stagetree.tracking import Tracker
@@ -59,12 +60,13 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
     Args:
         jobs: the points of the grid.
         engine: runs the units.
-        command: as typed, for the record.
+        command: as typed, for the record, where its secrets are hidden.
 
     Raises:
         Interrupted: by a signal, once all workers have ended.
         OSError: the output folder cannot be written.
     """
+    command = redact_words(command)
     planned = plan(jobs, workers=engine.workers, here=engine.here)
     if not planned.config.quiet:
         planned.show(Console())
@@ -118,7 +120,7 @@ def _outcome(
     objective = max(scores, default=math.nan)
     if tracking_error is not None:
         message = (
-            f"tracking at {config.store_uri} failed: {in_a_line(tracking_error)}\n"
+            f"tracking at {redact(config.store_uri)} failed: {in_a_line(tracking_error)}\n"
             "The results are kept; run the same command again to record them."
         )
         return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)

@@ -61,7 +61,8 @@ def to_float(pixels: Tensor, info: DataInfo, mean: Sequence[float], std: Sequenc
         x = x.div_(info.scale)
     if not mean and not std:
         return x
-    by_channel = x.view(*x.shape[:-1], info.image_shape[0], -1)
+    # by the settings' own count: sources of one content may differ in their shape, the numbers may not
+    by_channel = x.view(*x.shape[:-1], max(len(mean), len(std)), -1)
     if mean:
         by_channel.sub_(_column(tuple(mean), x.device))
     if std:

@@ -1,108 +1,108 @@
-"""How much a ranking says: which lines cannot be told apart from the first, and how much each setting matters."""
+"""How much a ranking says: which lines cannot be told apart from the first, and which settings matter beyond chance."""
 
-import math
+from functools import cache
 
 import numpy as np
 from pandas import DataFrame, Series
 
 ALPHA = 0.05
-"""Of the whole family of comparisons: the chance that any line is called worse for nothing but luck."""
+"""Of a whole table: the chance that any line is called worse, or that any setting is shown, for nothing but luck."""
+TIED, TOO_FEW = "≈", "?"
+_LEVEL = 0.03  # of `_critical`, below ALPHA, as unequal and discrete spreads raise it
+_DRAWS = 1_000_000  # lines drawn for it
+_PERMUTATIONS = 499
 
 
-def welch(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Compare each line with the first over repetitions: two-sided p-values of Welch's t-test.
+def marks(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> list[str]:
+    """Mark the lines that cannot be told apart from the first, which the same repetitions made the first.
 
-    Args:
-        mean: of each line, `(lines,)`.
-        std: likewise, with ddof=1.
-        n: repetitions, at least 2.
-    """
-    from scipy.special import stdtr  # late: it takes 0.2 s to import
-
-    error = std**2 / n
-    both = error[0] + error
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = (mean - mean[0]) / np.sqrt(both)
-        freedom = both**2 / (error[0] ** 2 / (n[0] - 1) + error**2 / (n - 1))
-        p = 2 * stdtr(freedom, -np.abs(t))
-    return np.where(both > 0, p, mean == mean[0])
-
-
-def two_proportions(accuracy: np.ndarray, n: int) -> np.ndarray:
-    """Compare each accuracy with the first on n pictures: two-sided p-values of the pooled two-proportion z-test.
-
-    It takes the pictures of two runs for different ones. As they are the same, it is cautious.
-    """
-    pooled = (accuracy + accuracy[0]) / 2
-    error = np.sqrt(2 * pooled * (1 - pooled) / n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.abs(accuracy - accuracy[0]) / error
-    p = np.array([math.erfc(value / math.sqrt(2)) for value in z])
-    return np.where(error > 0, p, accuracy == accuracy[0])
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Adjust p-values for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65)."""
-    order = np.argsort(p)
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(steps, 1.0)
-    return adjusted
-
-
-def tied_with_first(p: np.ndarray) -> np.ndarray:
-    """Tell which lines cannot be told apart from the first; the first itself is tied if another is.
+    A line is worse if it lies further behind, in standard errors, than any of as many equal lines does behind the best
+    of them in 97 % of simulated tables. Spreads may differ; those below the lower quartile of all spreads count as
+    that, since few repetitions may agree by chance.
 
     Args:
-        p: a p-value a line against the first, the first's own included.
+        mean: of each line, `(lines,)`, the best first.
+        std: likewise, with ddof=1; of any value where n is 1.
+        n: repetitions, at least 1.
+
+    Returns:
+        For each line `TIED`; `TOO_FEW`, if it or the first has less than three repetitions, or if it looks worse by
+        more than half of what would tell; or nothing, as it is worse. The first is tied if another is.
     """
-    tied = np.concatenate([[False], holm(p[1:]) > ALPHA])
-    tied[0] = tied.any()
-    return tied
+    several = n >= 2
+    if not several[0] or several.sum() < 2:
+        return ["", *[TOO_FEW] * (len(n) - 1)]
+    variance = np.where(several, std, 0.0)[several] ** 2
+    spread = variance[variance > 0]
+    floor = max(np.quantile(variance, 0.25), spread.min()) if len(spread) else 0.0
+    error = np.full(len(n), np.inf)
+    error[several] = np.maximum(variance, floor) / n[several]
+    distance = _distance(np.abs(mean - mean[0]), error[0] + error)
+    critical = _critical(tuple(n[several].tolist()))
+    worse = (distance > critical) & (floor > 0)
+    unknown = ~worse & ((np.minimum(n, n[0]) < 3) | (distance > critical / 2))
+    found = np.where(worse, "", np.where(unknown, TOO_FEW, TIED))
+    found[0] = TIED if (found[1:] == TIED).any() else ""
+    return found.tolist()
 
 
-def importance(settings: DataFrame, metric: Series) -> DataFrame:
-    """How much of the variance of the metric's ranks each setting is behind, the most important first.
+@cache
+def _critical(repetitions: tuple[float, ...]) -> float:
+    """How far the last of equal lines lies behind the best, in standard errors of their difference.
 
-    Ranks, so that a metric and its logarithm say the same, and a few runs that diverged do not rule.
+    The largest of two cases: all lines spread alike; and one, that with the fewest repetitions, spreads alone.
+    """
+    rng, n = np.random.default_rng(0), np.array(repetitions)
+    shape = (max(2000, _DRAWS // len(n)), len(n))
+    mean = rng.normal(size=shape) / np.sqrt(n)
+    error = rng.chisquare(n - 1, size=shape) / (n - 1) / n
+    best, rows, fewest = mean.argmax(1), np.arange(len(mean)), n.argmin()
+    alike = _distance(mean.max(1, keepdims=True) - mean, error[rows, best, None] + error).max(1)
+    alone = _distance(np.abs(mean[:, fewest]), error[:, fewest])
+    return max(np.quantile(alike, 1 - _LEVEL), np.quantile(alone, 1 - _LEVEL))
+
+
+def _distance(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(difference > 0, difference / np.sqrt(variance), 0.0)
+
+
+def importance(settings: DataFrame, metric: Series) -> Series:
+    """How much of the variance of the metric's ranks each setting explains by itself, the most important first.
+
+    Ranks, so that a metric and its logarithm say the same, and a few runs that diverged do not rule. The share is
+    adjusted for the number of values (epsilon squared of the Kruskal-Wallis test, among the runs that have the
+    setting). What settings do only together is not in it.
 
     Args:
         settings: a row a run, a column a setting.
         metric: of each run; runs without a finite value are left out.
 
     Returns:
-        A row a setting, shares from 0 to 1. `alone`: what its values explain by themselves, adjusted for their number
-        (epsilon squared of the Kruskal-Wallis test, among the runs that have the setting); NaN if no value occurs
-        twice. `total`: what it does alone and together with others, from runs that differ in nothing else (Sobol's
-        total-effect index on a grid); NaN if there are none.
+        A share from 0 to 1 for each setting; NaN if no value occurs twice, or if some setting reaches as much in more
+        than 5 % of random permutations of the metric (Westfall and Young's maximum, of standardised shares).
     """
     known = np.isfinite(metric)
-    settings, metric = settings[known], metric[known]
-    shares = {name: [_explained(settings[name], metric), _total(settings, name, metric)] for name in settings}
-    found = DataFrame.from_dict(shares, orient="index", columns=["alone", "total"], dtype=float)
-    return found.sort_values(["total", "alone"], ascending=False, kind="stable")
+    settings, ranks = settings[known], metric[known].rank().to_numpy()[None]
+    others = np.random.default_rng(0).permuted(ranks.repeat(_PERMUTATIONS, axis=0), axis=1)
+    shuffled = np.concatenate([ranks, others])
+    shares = {name: _explained(settings[name], shuffled) for name in settings}
+    shares = {name: share for name, share in shares.items() if share is not None and share.std() > 0}
+    heights = {name: (share - share.mean()) / share.std() for name, share in shares.items()}
+    highest = np.max([*heights.values()], axis=0) if heights else None
+    shown = {name: shares[name][0] for name in shares if np.mean(highest >= heights[name][0]) <= ALPHA}
+    return Series(shown, index=list(settings), dtype=float).sort_values(ascending=False, kind="stable")
 
 
-def _total(settings: DataFrame, name: str, metric: Series) -> float:
-    """The mean variance of ranks within groups that differ in one setting, over their whole variance."""
-    ranks = metric.rank()
-    others = [other for other in settings if other != name]
-    groups = ranks.groupby([settings[other] for other in others] or np.zeros(len(ranks)), dropna=False)
-    sizes = groups.size()
-    several = sizes[sizes > 1]
-    if several.empty:
-        return np.nan
-    within = np.average(groups.var(ddof=0)[several.index], weights=several)
-    total = ranks.var(ddof=0)
-    return min(1.0, within / total) if total else 0.0
-
-
-def _explained(setting: Series, metric: Series) -> float:
-    known = setting.notna()
-    groups = metric[known].rank().groupby(setting[known])
-    n, n_values = int(known.sum()), groups.ngroups
+def _explained(setting: Series, ranks: np.ndarray) -> np.ndarray | None:
+    """A share for each row of ranks, `(permutations, runs)`; None if no value of the setting occurs twice."""
+    codes, values = setting.factorize()
+    known = codes >= 0
+    n, n_values = int(known.sum()), len(values)
     if n_values < 2 or n == n_values:
-        return np.nan
-    total = metric[known].rank().var(ddof=1)
-    within = (groups.var(ddof=1).fillna(0) * (groups.size() - 1)).sum() / (n - n_values)
-    return max(0.0, 1 - within / total) if total else 0.0
+        return None
+    ranks, member = ranks[:, known], np.eye(n_values)[codes[known]]
+    ranks = ranks - ranks.mean(1, keepdims=True)
+    total = (ranks**2).sum(1)
+    within = total - ((ranks @ member) ** 2 / member.sum(0)).sum(1)
+    return np.where(total > 0, 1 - within / (n - n_values) / np.maximum(total, 1e-9) * (n - 1), 0.0)

@@ -5,7 +5,6 @@ A SQL store is read by one query a table: 10,000 runs take about 1 s so, and 16 
 
 import json
 import math
-import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from stagetree.config import Metric
 from stagetree.connect import joined, pages
 from stagetree.mistakes import InputError, choices
 from stagetree.notation import WRITTEN_OUT, brief
+from stagetree.redact import redact
 from stagetree.tree import canonical_json
 
 ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "trunk", "status", "reason", "command", "stages")
@@ -217,8 +217,10 @@ def _check_experiment(experiment: str, known: Iterable[str]) -> None:
 
 
 def _unreadable(uri: str, error: Exception) -> InputError:
-    said = re.sub(r"//[^/\s]*@", "//***@", f"cannot read {uri}, got {error}")  # no passwords in logs
-    return InputError(f"tracking.uri: {said} (give an MLflow database or the address of a running MLflow server)")
+    return InputError(
+        f"tracking.uri: cannot read {uri}, got {error} "
+        "(give an MLflow database or the address of a running MLflow server)"
+    )
 
 
 def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
@@ -237,7 +239,7 @@ def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
             "trunk": run.tags.get("stagetree.trunk") or None,
             "status": run.status.lower(),
             "reason": run.tags.get("stagetree.reason"),
-            "command": joined(run.tags, "stagetree.command"),
+            "command": redact(joined(run.tags, "stagetree.command") or "") or None,
         }
         for run in runs
     ]

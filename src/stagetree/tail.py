@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stagetree.events import EventReader
 from stagetree.progress import ProgressDisplay
+from stagetree.redact import redact
 
 if TYPE_CHECKING:
     from stagetree.tracking import Tracker
@@ -126,4 +127,4 @@ def in_a_line(error: Exception) -> str:
     """What a tracking store says, without the SQL statement and its values that SQLAlchemy adds."""
     before, sql, _ = str(error).partition("[SQL:")
     lines = before.strip().splitlines() or [type(error).__name__]
-    return lines[-1] if sql else lines[0]
+    return redact(lines[-1] if sql else lines[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from stagetree.config import Config
-from stagetree.connect import VIEW, VIEW_TAG
+from stagetree.connect import VIEW, VIEW_TAG, connect
 from stagetree.mistakes import InputError
 
 
@@ -26,9 +26,7 @@ def serve(config: Config) -> None:
     port = _free_port(config.ui.port)
 
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with it the server is 15 processes
-    from mlflow import MlflowClient
-
-    experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(config.tracking.experiment)
+    experiment = connect(uri).get_experiment_by_name(config.tracking.experiment)
     if experiment is None:
         raise InputError(f"tracking.experiment: {config.tracking.experiment!r} has no runs in {uri} (train first)")
     # Without the parameter MLflow opens an overview for language models.
@@ -36,7 +34,8 @@ def serve(config: Config) -> None:
     if VIEW_TAG in experiment.tags:
         address += f"&viewStateShareKey={VIEW}"
     print(address, flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the arguments, where all users of a machine see it
+    command = [sys.executable, "-m", "mlflow", "server"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
 
 

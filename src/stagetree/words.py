@@ -53,16 +53,18 @@ OPTIONS = {
 """For each command, options that are another way to write an override."""
 SWITCHES = {"fresh", "quiet", "repair"}
 """Options without a value: they stand for `true`."""
+COUNTS = {"top", "port"}
+"""Options that take a number; what others take is text, even if it looks like one."""
 WORDS: dict[str, Callable[[Sequence[str]], list[str]]] = {
-    "data": lambda words: [f"dataset={_quoted(words[0])}"],
+    "data": lambda words: [f"dataset={_text(words[0])}"],
     "predict": lambda words: [
-        f"predict.run={_quoted(words[0])}",
-        f"predict.pictures=[{','.join(map(_quoted, words[1:]))}]",
+        f"predict.run={_text(words[0])}",
+        f"predict.pictures=[{','.join(map(_text, words[1:]))}]",
     ],
     "export": lambda words: [
-        f"export.{key}={_quoted(word)}" for key, word in zip(("run", "folder"), words, strict=False)
+        f"export.{key}={_text(word)}" for key, word in zip(("run", "folder"), words, strict=False)
     ],
-    "migrate": lambda words: [f"migrate.to={_quoted(words[0])}"],
+    "migrate": lambda words: [f"migrate.to={_text(words[0])}"],
 }
 """For each command that takes plain words first, the overrides that they stand for."""
 MOST_WORDS = {"data": 1, "export": 2, "migrate": 1}
@@ -140,7 +142,8 @@ def hydra_words(command: str, words: Sequence[str]) -> list[str]:
     for option, key in OPTIONS[command].items():
         value = getattr(given, option.replace("-", "_"))
         if value is not None:
-            overrides.append(f"{key}={_quoted(value)}")
+            plain = option in SWITCHES or (option in COUNTS and value.isdecimal())
+            overrides.append(f"{key}={value if plain else _text(value)}")
     if command == "plan":
         overrides.append(f"hydra.sweeper.mode={'plan_json' if given.json else 'plan'}")
     if named:
@@ -163,11 +166,16 @@ def _is_override(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
-def _quoted(value: str) -> str:
-    if re.fullmatch(r"[\w./-]*", value):
+def _text(value: str) -> str:
+    """Write text for Hydra's grammar, where 5458, 1e5, null and the like would be no text without quotes."""
+    plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value.lower() not in _NO_TEXT
+    if plain:
         return value
-    escaped = value.replace("'", "\\'")
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value)
     return f"'{escaped}'"
+
+
+_NO_TEXT = {"true", "false", "null", "nan", "inf"}
 
 
 def hydra_line(line: str) -> str:

@@ -3,7 +3,7 @@
 /** Runs that the filter leaves, by their place in the ranking. */
 function visible() {
   if (view.table === runs) return [...view.rows].sort((a, b) => a - b);
-  return runs.tied.map((_, row) => row);
+  return runs.marks.map((_, row) => row);
 }
 
 function colours() {
@@ -95,7 +95,7 @@ function drawCurves() {
     height: 460,
   });
   const left =
-    data.curves.length < runs.tied.length
+    data.curves.length < runs.marks.length
       ? ` Curves of the first ${data.curves.length} runs alone are in this page.`
       : "";
   find("curves-note").textContent =

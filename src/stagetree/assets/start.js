@@ -1,14 +1,13 @@
 // What happens when the page is opened.
 
-function drawShare({ alone, total }) {
-  const whole = Math.max(alone || 0, total || 0);
-  const bar = make("span", { style: `width: ${whole ? (100 * (alone || 0)) / whole : 0}%` });
-  const said = [total, alone].map((share) => (share === null ? "n/a" : share.toFixed(2)));
+function drawShare(share) {
   const parts = document.createDocumentFragment();
-  parts.append(
-    make("span", {}, make("span", { class: "bar", style: `display: block; width: ${100 * whole}%` }, bar)),
-    make("span", { class: "share" }, `${said[0]}, alone ${said[1]}`),
-  );
+  if (share === null) parts.append(make("span", {}), make("span", { class: "share" }, "none beyond chance"));
+  else
+    parts.append(
+      make("span", {}, make("span", { class: "bar", style: `display: block; width: ${100 * share}%` })),
+      make("span", { class: "share" }, share.toFixed(2)),
+    );
   return parts;
 }
 
@@ -60,10 +59,13 @@ function start() {
     view.shown += 2 * ROWS;
     drawTable();
   });
-  const tests = ["single runs by the two-proportion z-test on the pictures that accuracies were measured on"];
-  if (data.seeds) tests.unshift("means over seeds by Welch's t-test");
+  const overSeeds =
+    "Of means over seeds, ≈ marks what cannot be told apart from the first and ? that there are too few seeds to say; " +
+    "a line without a mark is worse, at 5 % for the whole table, the choice of the first included. ";
   find("ties").textContent =
-    `≈ marks what cannot be told apart from the first: ${tests.join(", ")}; at 5 % for all comparisons together (Holm).`;
+    (data.seeds ? overSeeds : "") +
+    "Single runs have no mark: one run does not tell how much of its place is the luck of its seed" +
+    (data.seeds ? "." : " (give several, seed=1,2,3,4,5).");
   const keys = [...new Set(data.curves.flatMap((curve) => Object.keys(curve.metrics)))].sort();
   const preferred = [data.metric.replace("_", "/"), "val/acc", "train/acc"].find(
     (key) => keys.includes(key) && data.curves.some((one) => (one.metrics[key] || [[]])[0].length > 1),

@@ -1,11 +1,15 @@
 // The tables of runs and of means over seeds, their filter, and a run's own dialog.
 
+const MARKS = { "≈": "cannot be told apart from the first", "?": "too few seeds to say" };
 const column = (table, name) => table.columns.find((one) => one.name === name);
 const shownColumns = (table) => table.columns.filter((one) => one.shown);
 const runs = data.runs;
 const names = column(runs, "run_name").values;
 const metricValues = column(runs, data.metric) ? column(runs, data.metric).values : names.map(() => null);
 const view = { table: runs, sort: null, down: false, rows: [], shown: ROWS };
+
+/** Whole numbers of any size as they are: seeds go beyond what a number holds. They compare with numbers exactly. */
+const exact = (text) => (/^[+-]?\d+$/.test(text) ? BigInt(text) : Number(text));
 
 /** `adam lr_0>=0.01`: words that a line must contain, and comparisons of a column. */
 function matcher(table, text) {
@@ -18,23 +22,24 @@ function matcher(table, text) {
       const here =
         name && (column(table, name) || (table === runs && data.settings.find((setting) => setting.name === name)));
       if (!here) return (row) => table.text[row].includes(word.toLowerCase());
-      const number = wanted.endsWith("%") ? parseFloat(wanted) / 100 : Number(wanted);
+      const number = wanted.endsWith("%") ? parseFloat(wanted) / 100 : exact(wanted);
       return (row) => {
         const value = here.values[row];
         if (operator === "=" || operator === "!=") {
           const same =
-            typeof value === "number" ? value === number : String(value).toLowerCase() === wanted.toLowerCase();
+            typeof value === "number" ? value == number : String(value).toLowerCase() === wanted.toLowerCase();
           return same === (operator === "=");
         }
         if (value === null || Number.isNaN(number)) return false;
-        return { ">": value > number, "<": value < number, ">=": value >= number, "<=": value <= number }[operator];
+        const own = typeof value === "string" ? exact(value) : value;
+        return { ">": own > number, "<": own < number, ">=": own >= number, "<=": own <= number }[operator];
       };
     });
   return (row) => tests.every((test) => test(row));
 }
 
 function texts(table) {
-  return table.tied.map((_, row) =>
+  return table.marks.map((_, row) =>
     table.columns
       .map((one) => String(one.values[row] ?? ""))
       .join(" ")
@@ -46,7 +51,7 @@ function choose() {
   const { table } = view;
   table.text = table.text || texts(table);
   const fits = matcher(table, find("filter").value);
-  view.rows = table.tied.map((_, row) => row).filter(fits);
+  view.rows = table.marks.map((_, row) => row).filter(fits);
   if (view.sort) {
     const { values } = view.sort;
     const sign = view.down ? -1 : 1;
@@ -85,7 +90,7 @@ function drawTable() {
   find("more").hidden = left <= 0;
   find("more").textContent = `Show ${Math.min(left, 2 * ROWS)} more of ${left}`;
   find("count").textContent =
-    `${view.rows.length.toLocaleString("en")} of ${table.tied.length.toLocaleString("en")} lines`;
+    `${view.rows.length.toLocaleString("en")} of ${table.marks.length.toLocaleString("en")} lines`;
 }
 
 function drawRow(row) {
@@ -94,14 +99,14 @@ function drawRow(row) {
     const text = write(one.kind, one.values[row]);
     if (one.name === "run_name")
       return make("td", {}, make("button", { type: "button", onclick: () => openRun(row) }, text || "(no name)"));
-    const tie = one.name === "rank" && table.tied[row];
+    const mark = one.name === "rank" && table.marks[row];
     return make(
       "td",
-      { class: one.kind === "text" ? null : "number", title: tie ? "not told apart from the first" : null },
-      tie ? `≈ ${text}` : text,
+      { class: one.kind === "text" ? null : "number", title: mark ? MARKS[mark] : null },
+      mark ? `${mark} ${text}` : text,
     );
   });
-  return make("tr", { class: table.tied[row] ? "tied" : null }, ...cells);
+  return make("tr", { class: table.marks[row] ? "marked" : null }, ...cells);
 }
 
 function sortBy(one) {
