@@ -1,7 +1,7 @@
 """Which recorded runs the settings that were typed leave."""
 
 import pytest
-from test_settings import base, recorded
+from test_recorded_settings import base, recorded
 
 from stagetree import checks, config, selection
 from stagetree.mistakes import InputError

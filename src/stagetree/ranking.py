@@ -152,6 +152,7 @@ def _lines(runs: DataFrame, params: Sequence[str], over: str) -> Series:
     """Number the runs by what they are, but for one param."""
     known = runs["trunk"].notna() & (over in OUTSIDE_TRUNK)
     outside = [name for name in OUTSIDE_TRUNK if name != over]
+    outside += ["stages"] * (over not in ("lrs", "epochs"))  # of long schedules, whose lists are cut
     others = [name for name in params if name not in outside]
     keys = runs[outside].assign(trunk=runs["trunk"].where(known, None))
     keys = keys.join(runs[others].astype(object).mask(known))
