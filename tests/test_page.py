@@ -267,7 +267,7 @@ def test_all_plots_are_there(tab, gathered):
     for plot in ("slices", "heat", "parallel"):
         assert tab.locator(f"#{plot} .main-svg").count() >= 1, plot
     shares = [one["importance"] for one in gathered["settings"]]
-    said = ["none beyond chance" if np.isnan(share) else f"{share:.2f}" for share in shares]
+    said = ["within chance" if np.isnan(share) else f"{share:.2f}" for share in shares]
     assert tab.locator("#importance .share").all_inner_texts() == said
     assert tab.locator("#confusion tbody tr").count() == 3
 

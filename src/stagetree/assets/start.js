@@ -2,7 +2,7 @@
 
 function drawShare(share) {
   const parts = document.createDocumentFragment();
-  if (share === null) parts.append(make("span", {}), make("span", { class: "share" }, "none beyond chance"));
+  if (share === null) parts.append(make("span", {}), make("span", { class: "share" }, "within chance"));
   else
     parts.append(
       make("span", {}, make("span", { class: "bar", style: `display: block; width: ${100 * share}%` })),
