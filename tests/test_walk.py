@@ -178,3 +178,18 @@ def test_states_that_vanish_as_soon_as_they_are_kept_fail_their_run(bench, run):
     folder = unit(bench, run, since=time.time() + 3600)
     failed = walk.train_unit(folder, "0000")["failed"]
     assert "is gone again" in failed[run.uid]
+
+
+def test_a_long_schedule_keeps_few_states_and_forks_from_where_none_is_left_with_the_same_bits(bench, other):
+    """Of its 130 stages the first hundred states stay, and the last; a fork at the 121st begins from the hundredth."""
+    long = [[1, 0.1 - stage * 5e-4] for stage in range(130)]
+    forked = [*long[:120], [2, 0.5]]
+    first, second = (bench.run(schedule={"stages": stages}) for stages in (long, forked))
+    bench.train(first)
+    kept = {record.stem for record in bench.checkpoints.glob("*.json")}
+    assert len(kept) == 101
+    again = bench.train(second)
+    trained = [event for event in again if event["kind"] == "epoch"]
+    assert len(trained) == 20 + 2
+    other.train(first, second, share=False)
+    assert [bench.bits(run) for run in (first, second)] == [other.bits(run) for run in (first, second)]

@@ -218,7 +218,7 @@ class StageTree:
         """
         distinct = sorted({run.uid: run for run in runs}.values(), key=lambda run: (run.shape, run.trunk, run.stages))
         groups = [list(g) for _, g in groupby(distinct, key=lambda r: r.trunk)] if share else [[r] for r in distinct]
-        return cls(tuple(root for group in groups for root in _grow(group)))
+        return cls(tuple(root for group in groups for root in _grow(group, thin=share)))
 
     def remaining(self, finished: Finished) -> "StageTree":
         """Cut off what is finished: what is left starts from the last states that exist."""
@@ -235,8 +235,13 @@ _Growing = tuple[Sequence[Run], int, int, int]
 -1: none."""
 
 
-def _grow(runs: Sequence[Run]) -> list[Node]:
-    """Make the nodes of runs of one trunk."""
+def _grow(runs: Sequence[Run], *, thin: bool) -> list[Node]:
+    """Make the nodes of runs of one trunk.
+
+    Args:
+        runs: of one trunk.
+        thin: whether states go that nothing else starts from; the runs of another root may, where nothing is shared.
+    """
     made: list[dict[str, Any]] = []
     above: list[int] = []
     growing = _forks(runs, 0, -1)[::-1]
@@ -258,7 +263,7 @@ def _grow(runs: Sequence[Run]) -> list[Node]:
     below: list[list[Node]] = [[] for _ in range(len(made) + 1)]  # the last: roots
     for place in reversed(range(len(made))):
         node = Node(**made[place], children=tuple(below[place]))
-        passed = not node.final and len(node.children) == 1 and node.depth > KEPT and node.depth % KEPT
+        passed = thin and not node.final and len(node.children) == 1 and node.depth > KEPT and node.depth % KEPT
         below[above[place]].insert(0, replace(node, kept=False) if passed else node)
     return below[-1]
 
