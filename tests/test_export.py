@@ -42,7 +42,7 @@ def network(folder, best):
 def test_the_example_runs_without_this_package(folder, network):
     done = stagetree(folder, "export", "best", "given")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("given: config.yaml, example.py, model.json, weights.safetensors")
+    assert "\ngiven: config.yaml, example.py, model.json, weights.safetensors" in done.stdout
     code = ALONE + "exec(open('example.py').read())"
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=folder / "given", capture_output=True, text=True, check=True

@@ -75,6 +75,28 @@ def test_going_back_gives_the_bits_of_autograd(activation, dropout):
     assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))
 
 
+@pytest.mark.parametrize(("n_in", "n_out"), [(16, 6), (6, 5), (5, 3), (64, 64), (300, 10), (784, 300)])
+@pytest.mark.parametrize("b", [1, 7, 10, 16, 32, 50])
+def test_a_members_products_have_the_same_bits_in_packs_of_any_size(n_in, n_out, b):
+    """MKL keeps to that on AMD processors only if it is told to, which the package does."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (b, n_in), (n_in, n_out), (1, n_out), (b, n_out)
+    x, weight, bias, grad = (torch.randn(17, *shape, generator=generator) for shape in shapes)
+
+    def products(members):
+        rows, back = x[members], grad[members]
+        return [
+            torch.baddbmm(bias[members], rows, weight[members]), torch.bmm(back, weight[members].transpose(1, 2)),
+            torch.bmm(rows.transpose(1, 2), back),
+            weight[members].clone().baddbmm_(rows.transpose(1, 2), back, alpha=-1),
+        ]  # fmt: skip
+
+    alone = [products(slice(k, k + 1)) for k in range(17)]
+    for size in (2, 3, 4, 8, 17):
+        for name, together in enumerate(products(slice(0, size))):
+            assert all(torch.equal(together[k], alone[k][name][0]) for k in range(size)), (size, name)
+
+
 def test_a_state_survives_its_way_through_a_pack_whatever_the_order_of_its_names():
     state = initial_state(0, 7, 4, MODEL)
     copy = Pack([dict(reversed(state.items()))], activation="tanh", dropout=0.0).state(0)

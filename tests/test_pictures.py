@@ -119,15 +119,16 @@ def test_what_is_said_of_the_data_follows_the_source_and_the_run_stays(trained, 
     uid = train(**rows, classes=np.array(["a", "b", "c"]))
     files = [str(trained / f"{label}.png") for label in range(3)]
     with pytest.raises(InputError, match=r"0\.png: expected 16 x 1 pixels, .* got 4 x 4"):
-        pictures.classify(uid, files, tmp_path / "mlruns")
+        pictures.classify(Network.load(tmp_path / "mlruns", uid), files)
     with Image.open(files[1]) as image:
         Image.fromarray(np.asarray(image).reshape(1, 16)).save(tmp_path / "row.png")
-    assert pictures.classify(uid, [str(tmp_path / "row.png")], tmp_path / "mlruns")[0][0][0] == "b"
+    assert pictures.classify(Network.load(tmp_path / "mlruns", uid), [str(tmp_path / "row.png")])[0][0][0] == "b"
 
     assert train(classes=np.array(["zero", "one", "two"])) == uid
-    found = pictures.classify(uid, files, tmp_path / "mlruns")
+    network = Network.load(tmp_path / "mlruns", uid)
+    found = pictures.classify(network, files)
     assert [probabilities[0][0] for probabilities in found] == ["zero", "one", "two"]
-    export.export(tmp_path / "mlruns", uid, tmp_path / "model", {})
+    export.export(network, tmp_path / "model", {})
     about = json.loads((tmp_path / "model" / "model.json").read_text())
     assert (about["classes"], about["image_shape"]) == (["zero", "one", "two"], [1, 4, 4])
     assert stagetree(tmp_path, "report").returncode == 0

@@ -190,7 +190,8 @@ def _params(run: Recorded, record: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"no params {sorted(missing)}"
     text = json.loads(run.params["epochs"]), json.loads(run.params["lrs"])
-    if run.config["schedule"]["stages"] != [{"epochs": e, "lr": lr} for e, lr in zip(*text, strict=True)]:
+    stages = [{"epochs": epochs, "lr": lr} for epochs, lr in zip(*text, strict=True)]
+    if run.artifact_folder is not None and run.config["schedule"]["stages"] != stages:
         yield f"config.yaml has the stages {run.config['schedule']['stages']}, the params {text}"
 
 

@@ -16,6 +16,20 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 13 s if a server is down; by default 246 s
 
 
+def _is_amd() -> bool:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return "AuthenticAMD" in file.read(200)
+    except OSError:
+        return False
+
+
+# MKL reads this at its first product. On AMD, without it, the last bits of a small product depend on how many are in
+# its batch (6 x 5 at minibatches of 16, EPYC with AVX-512, MKL 2024.2); with it they do not, and it is as fast.
+if _is_amd():
+    os.environ.setdefault("MKL_CBWR", "AVX2")
+
+
 def __getattr__(name: str) -> Any:
     if name not in ("leaderboard", "plan", "sweep"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
