@@ -16,6 +16,7 @@ import torch
 from stagetree import checkpoint
 from stagetree.describe import RunEntry
 from stagetree.tracking import Tracker
+from stagetree.tree import Stage
 
 
 def entry(uid: str, output_dir: Path) -> RunEntry:
@@ -23,7 +24,7 @@ def entry(uid: str, output_dir: Path) -> RunEntry:
     run = RunEntry(
         uid=uid, name=f"run {uid}", trunk_name="", trunk="", path=(uid,), shared_epochs=0,
         params={"seed": 0, "epochs": [1]}, dataset=dataset,
-        config={}, command="", stages=(),
+        config={}, command="", stages=(Stage(1, 0.1),),
     )  # fmt: skip
     history = ({"epoch": 1, "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1},)
     weights = {"0.weight": torch.zeros(2)}
