@@ -229,6 +229,7 @@ def test_the_same_sweep_twice_at_once_and_one_is_killed(seed, tmp_path, arrays, 
 
 
 @pytest.mark.rounds(short=1, full=50)
+@pytest.mark.differs("its runs were never trained")
 def test_sixteen_processes_on_an_empty_store(seed, tmp_path, tally):
     row = tally("16 processes at once on an empty store")
     row.injected += 1
