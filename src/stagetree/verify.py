@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -144,21 +145,20 @@ class _Folder:
         for run, _, differences in audit.examine(self._uri, finished, self._checkpoints, params):
             if differences:
                 yield Problem(_named(run), str(differences), run.tags["stagetree.uid"])
-        uids = [run.tags["stagetree.uid"] for run in finished]
+        uids = Counter(run.tags["stagetree.uid"] for run in finished)
         for run in finished:
-            if uids.count(run.tags["stagetree.uid"]) > 1:
+            if uids[run.tags["stagetree.uid"]] > 1:
                 yield Problem(_named(run), "is recorded twice", run.tags["stagetree.uid"])
-        for uid in self._entries.keys() - set(uids):
+        for uid in self._entries.keys() - uids.keys():
             record = checkpoint.find(self._checkpoints, uid)
             if record is not None and record.test is not None:
                 yield Problem(f"run {self._entries[uid].name}", "is finished, and MLflow has no record of it", uid)
 
     def _models(self) -> Iterator[Problem]:
-        for model in self._logged_models():
+        for model, uid in self._logged_models():
             folder = audit.local_path(model.artifact_location)
-            uid = self._uid_of(model)
-            record = uid and checkpoint.find(self._checkpoints, uid)
-            if folder is None or not record:
+            record = checkpoint.find(self._checkpoints, uid)
+            if folder is None or record is None:
                 continue
             weights = folder / "data" / "weights.safetensors"
             if model.status != "READY":
@@ -168,18 +168,16 @@ class _Folder:
             elif checkpoint.file_digest(weights) != record.files.get(f"{uid}.safetensors"):
                 yield Problem(f"model of run {model.source_run_id[:8]}", "its weights are damaged", uid)
 
-    def _logged_models(self) -> "list[LoggedModel]":
+    def _logged_models(self) -> "list[tuple[LoggedModel, str]]":
+        """Models of runs that are not superseded, each with its run's uid."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._experiment)
         found = client.search_logged_models([experiment.experiment_id]) if experiment else []
-        current = {run.run_id for run in self._store_runs()}
-        return [model for model in found if model.name == MODEL and model.source_run_id in current]
-
-    def _uid_of(self, model: "LoggedModel") -> str:
-        runs = {run.run_id: run.tags["stagetree.uid"] for run in self._store_runs()}
-        return runs.get(model.source_run_id, "")
+        uids = {run.run_id: run.tags["stagetree.uid"] for run in self._store_runs()}
+        return [(model, uids[model.source_run_id]) for model in found
+                if model.name == MODEL and model.source_run_id in uids]  # fmt: skip
 
     def _leaderboard(self) -> Iterator[Problem]:
         """Compare each row with its run; the rows are all those of one sweep, or of the whole experiment."""
@@ -213,10 +211,10 @@ class _Folder:
             yield Problem(str(path), f"{n_missing} rows are missing")
 
     def _rows_of(self, frame: "DataFrame", uids: Iterable[str]) -> "DataFrame":
-        """Rows of the sweep that these runs belong to; of no single one: these rows."""
+        """Rows of the smallest sweep that all these runs belong to; without one, these rows."""
         uids = set(uids)
-        of = [sweep for sweep in self._sweeps if uids <= sweep.entries.keys()]
-        return frame[frame["uid"].isin(of[0].entries.keys() if of else uids)]
+        several = [sweep.entries.keys() for sweep in self._sweeps if uids <= sweep.entries.keys()]
+        return frame[frame["uid"].isin(min(several, key=len, default=uids))]
 
     # ------------------------------------------------------------ repairs
 
@@ -238,8 +236,7 @@ class _Folder:
             ).close()  # fmt: skip
             self._publish(sweep)
         wrong = {problem.uid for problem in self._models()}
-        for model in self._logged_models():
-            uid = self._uid_of(model)
+        for model, uid in self._logged_models():
             if model.status != "READY":
                 MlflowClient(self._uri).delete_logged_model(model.model_id)
             elif uid in wrong:
