@@ -8,6 +8,7 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
+import stores
 from browsers import violations, watched
 from PIL import Image
 from sweeps import small, stagetree
@@ -324,3 +325,15 @@ def test_a_thousand_runs_open_and_scroll(source, browser, tmp_path):
         assert tab.inner_text("#count") == "1,008 of 1,008 lines"
         tab.click("#more")
         assert tab.locator("#rows tbody tr").count() == 300
+
+
+def test_settings_are_those_that_differ_among_runs_that_can_be_compared(load, database, tmp_path):
+    runs = [
+        stores.run(f"{width} {seed}", dataset_digest="d1", width=width, seed=seed, metrics={"test/acc": width / 99})
+        for width in (7, 8, 9) for seed in range(4)
+    ]  # fmt: skip
+    frame = load(*runs, stores.run("other", dataset_digest="d2", width=7, batch_size=64, metrics={"test/acc": 0.99}))
+    found = page.gather(page.Source(frame, stores.uri(database), tmp_path))["settings"]
+    assert [setting["name"] for setting in found] == ["width", "seed"]
+    assert found[0]["importance"] > 0.9
+    assert sum(value is None for value in found[0]["values"]) == 1

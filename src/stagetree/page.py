@@ -104,13 +104,14 @@ def gather(source: Source) -> dict[str, Any]:
     shown = ranked["run_id"].head(most).tolist()
     histories = store.load_histories(source.uri, shown) if shown else {}
     best = _load_best(ranked, known, source)
+    comparable = known[ranking.in_first_group(ranked).to_numpy()].reindex(known.index)
     return {
         "metric": metric,
         "command": source.command,
         "summary": report.summary(ranked),
         "runs": _table(ranked, [""] * len(ranked)),
         "seeds": _over_seeds(frame, source.metric),
-        "settings": _settings(known, metric),
+        "settings": _settings(comparable, metric),
         "curves": history.curves(known, histories),
         "tree": history.tree(known, histories, metric),
         "best": _mistakes(known["run_name"].iloc[0], best),
@@ -201,7 +202,12 @@ def _swept(known: DataFrame) -> list[str]:
 
 
 def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
-    """Each swept setting with its importance and a value a run, the most important first, seeds last."""
+    """Each swept setting with its importance and a value a run, the most important first, seeds last.
+
+    Args:
+        known: a row a run; those that cannot be compared with the first one are empty.
+        metric: that ranks.
+    """
     swept = _swept(known)
     finished = known["status"] == "finished"
     importance = stats.importance(known.loc[finished, swept], known.loc[finished, metric])
