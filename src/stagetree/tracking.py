@@ -83,6 +83,7 @@ class Tracker:
         for writer in self._runs.values():
             for uid in writer.entry.path:
                 self._below.setdefault(uid, []).append(writer)
+        self._verified: set[str] = set()  # MLflow's ids
         self._threads = Threads(at_once if is_server(uri) else 1)
         self._calls: list[Future] = []
         self._live: list[Future[float]] = []
@@ -300,6 +301,7 @@ class Tracker:
                 writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
             else:
                 writer.ended = writer.is_right = True
+                self._verified.add(run.run_id)
                 self._claims.release(self._claim("run", writer.entry.uid))
 
     def _examine(self, runs: Sequence["Recorded"]) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
@@ -325,7 +327,7 @@ class Tracker:
             InputError: it cannot be put right.
         """
         for attempt in range(2):
-            mine = [run for run in self._read() if run.status == "FINISHED"]
+            mine = [run for run in self._read() if run.status == "FINISHED" and run.run_id not in self._verified]
             wrong = [found for found in self._examine(mine) if found[2]]
             for run, own, differences in wrong:
                 writer = self._runs[run.tags["stagetree.uid"]]
