@@ -1,6 +1,7 @@
 """Events -> MLflow on a real SQLite store: live, after a crash of the writer, and after an outage."""
 
 import json
+import math
 import shutil
 import sqlite3
 import threading
@@ -100,7 +101,7 @@ def test_a_run_that_goes_on_from_a_finished_one_has_every_epoch(bench, empty_sto
         else:
             tracker = Tracker(**settings, sweep_id=str(sweep), runs=entries, begun={})
         tracker.close()
-    found = [run for run in store.read(settings["uri"], "e") if store.is_current(run)]
+    found = store.read(settings["uri"], "e")
     assert [run.status for run in found] == ["FINISHED"] * 2
     for run, metrics, differences in audit.examine(settings["uri"], found, bench.checkpoints, {}):
         assert not differences, str(differences)
@@ -125,6 +126,20 @@ def test_what_mlflow_cannot_take_back_is_recorded_anew_and_superseded(recorded, 
     recorded.tracker().close()
     recorded.check()
     assert client.get_run(run.run_id).data.tags["stagetree.superseded"] == "true"
+
+
+def test_a_writer_that_dies_before_it_tells_of_what_is_superseded_leaves_one_record_of_each(recorded):
+    tracker = recorded.tracker()
+    take(tracker, recorded.events)
+    tracker.close()
+    before = {run.run_id for run in store.read(recorded.uri, "e")}
+    crashed = recorded.tracker(since=1.0)
+    crashed._client.set_tag = lambda *_: None
+    take(crashed, recorded.events)
+    crashed.leave(math.inf)
+    recorded.check()
+    good = [run.run_id for run in store.read(recorded.uri, "e") if run.status == "FINISHED"]
+    assert before.isdisjoint(good)
 
 
 @pytest.fixture

@@ -83,9 +83,14 @@ def recorded(database: Path) -> list[Recorded]:
             run.points[key, step, _number(value, is_nan)] += 1
         for run, (key, value, is_nan) in values("latest_metrics", "key, value, is_nan"):
             run.latest[key] = _number(value, is_nan)
+    told = {
+        old for run in runs.values() if run.status == "FINISHED"
+        for old in run.tags.get("stagetree.supersedes", "").split()
+    }  # fmt: skip
     return [
         run for run in runs.values()
         if run.tags.get("stagetree.kind") == "run" and run.tags.get("stagetree.superseded") != "true"
+        and run.run_id not in told
     ]  # fmt: skip
 
 

@@ -108,7 +108,10 @@ class RunWriter:
             if found.wrong:
                 self._leave()
                 found = compare(wanted, {})
-            self._write(found.missing, tags={"stagetree.weights_sha256": record.weights_sha256})
+            tags = {"stagetree.weights_sha256": record.weights_sha256}
+            if self.older:
+                tags["stagetree.supersedes"] = " ".join(self.older)
+            self._write(found.missing, tags=tags)
             with _artifacts(self.entry, record, self._to.checkpoints) as folder:
                 self._client.log_artifacts(self.run_id, folder)
             if not self.ended:

@@ -9,9 +9,9 @@ import os
 import shlex
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,8 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
     for folder in (checkpoints, output_dir / "data"):
         checkpoint.remove_leftovers(folder)
     # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
-    launch_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
+    # To the microsecond: a notebook launches the same sweep twice within a second.
+    launch_id = f"{datetime.now():%Y%m%dT%H%M%S.%f}-{socket.gethostname()}-{os.getpid()}"
     folder = output_dir / "sweeps" / planned.sweep_id / launch_id
     folder.mkdir(parents=True)
     write_entries(folder / "runs.jsonl.gz", planned.entries)

@@ -68,21 +68,26 @@ def load(uri: str, experiment: str) -> DataFrame:
     Raises:
         InputError: the store cannot be read, or has no such experiment.
     """
-    return _to_frame(filter(is_current, read(uri, experiment)))
+    return _to_frame(read(uri, experiment))
 
 
 def read(uri: str, experiment: str) -> list[Recorded]:
-    """Read all runs of an experiment as they are recorded, sweeps' parent runs and superseded runs too.
+    """Read the runs of an experiment as they are recorded, without sweeps' parent runs and what was superseded.
+
+    A finished record says itself which others it supersedes: a kill may come before these are told.
 
     Raises:
         InputError: as `load`.
     """
-    return (_read_sql if is_sql(uri) else _read_mlflow)(uri, experiment)
-
-
-def is_current(run: Recorded) -> bool:
-    """Whether this is a run of a configuration, and was not superseded by another record of it."""
-    return run.tags.get("stagetree.kind") == "run" and run.tags.get("stagetree.superseded") != "true"
+    found = (_read_sql if is_sql(uri) else _read_mlflow)(uri, experiment)
+    superseded = {
+        old for run in found if run.status == "FINISHED" for old in run.tags.get("stagetree.supersedes", "").split()
+    }
+    return [
+        run for run in found
+        if run.tags.get("stagetree.kind") == "run"
+        and run.tags.get("stagetree.superseded") != "true" and run.run_id not in superseded
+    ]  # fmt: skip
 
 
 def _read_sql(uri: str, experiment: str) -> list[Recorded]:

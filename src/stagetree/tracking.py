@@ -83,7 +83,7 @@ class Tracker:
         for writer in self._runs.values():
             for uid in writer.entry.path:
                 self._below.setdefault(uid, []).append(writer)
-        self._verified: set[str] = set()  # MLflow's ids
+        self._verified: set[str] = set()
         self._threads = Threads(at_once if is_server(uri) else 1)
         self._calls: list[Future] = []
         self._live: list[Future[float]] = []
@@ -102,6 +102,7 @@ class Tracker:
             for run in self._open(event["uid"]):
                 run.add(event["epoch"], event)
         elif kind == "done":
+            self._verified.discard(event["uid"])  # its state was damaged, or was reached once more
             if event["uid"] in self._runs and event["uid"] not in self._theirs:
                 self._finish_soon(self._runs[event["uid"]])
         elif kind == "failed":
@@ -284,9 +285,10 @@ class Tracker:
             uid = run.tags["stagetree.uid"]
             if uid not in chosen:
                 continue
-            if self._to.since and run.run_id not in self._to.begun.values():
+            earlier = self._to.since and run.run_id not in self._to.begun.values()
+            if earlier and run.status == "FINISHED":
                 self._runs[uid].older.append(run.run_id)
-            elif uid in finished:
+            elif uid in finished or (earlier and run.status in ("FAILED", "KILLED")):
                 self._client.set_tag(run.run_id, "stagetree.superseded", "true")
             elif run.status == "FINISHED":
                 finished[uid] = run
@@ -301,7 +303,7 @@ class Tracker:
                 writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
             else:
                 writer.ended = writer.is_right = True
-                self._verified.add(run.run_id)
+                self._verified.add(writer.entry.uid)
                 self._claims.release(self._claim("run", writer.entry.uid))
 
     def _examine(self, runs: Sequence["Recorded"]) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
@@ -313,12 +315,10 @@ class Tracker:
 
     def _read(self) -> list["Recorded"]:
         """What the experiment holds of this sweep's runs, but for what was superseded."""
-        from stagetree.store import is_current, read
+        from stagetree.store import read
 
-        return [
-            run for run in read(self._uri, self._experiment_name)
-            if is_current(run) and run.tags.get("stagetree.uid") in self._runs
-        ]  # fmt: skip
+        found = read(self._uri, self._experiment_name)
+        return [run for run in found if run.tags.get("stagetree.uid") in self._runs]
 
     def _verify(self) -> None:
         """Look at what was recorded, and put right what is not.
@@ -327,7 +327,8 @@ class Tracker:
             InputError: it cannot be put right.
         """
         for attempt in range(2):
-            mine = [run for run in self._read() if run.status == "FINISHED" and run.run_id not in self._verified]
+            finished = [run for run in self._read() if run.status == "FINISHED"]
+            mine = [run for run in finished if run.tags["stagetree.uid"] not in self._verified]
             wrong = [found for found in self._examine(mine) if found[2]]
             for run, own, differences in wrong:
                 writer = self._runs[run.tags["stagetree.uid"]]

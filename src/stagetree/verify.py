@@ -135,9 +135,9 @@ class _Folder:
         return Path(self._uri.removeprefix("sqlite:///")) if self._uri.startswith("sqlite:///") else None
 
     def _store_runs(self) -> "list[Recorded]":
-        from stagetree.store import is_current, read
+        from stagetree.store import read
 
-        return [run for run in read(self._uri, self._experiment) if is_current(run)]
+        return read(self._uri, self._experiment)
 
     def _runs(self) -> Iterator[Problem]:
         finished = [run for run in self._store_runs() if run.status == "FINISHED"]
