@@ -24,11 +24,12 @@ from rich.table import Table
 from setting import configuration, figure, setting
 from torch.utils.data import DataLoader
 
-from stagetree import data, identity
-from stagetree.calibrate import measured
-from stagetree.epoch import Split, Training, prepare_device
-from stagetree.model import initial_state
-from stagetree.tree import Node, Run, StageTree
+from stagetree.config import identity
+from stagetree.data import cache
+from stagetree.models.mlp import initial_state
+from stagetree.training.epochs import Split, Training, prepare_device
+from stagetree.training.measurement import measured
+from stagetree.tree.stage_tree import Node, Run, StageTree
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from common import datasets, mlp
@@ -57,7 +58,7 @@ class Engine:
             f"optimizer={optimizer}", "schedule.stages=[(1,0.01)]", f"trainer.batch_size={batch_size}",
             f"trainer.device={device}", f"trainer.precision={precision}", f"output_dir={output_dir}",
         )  # fmt: skip
-        info = data.prepare(checked.dataset, output_dir)
+        info = cache.prepare(checked.dataset, output_dir)
         self.run: Run = identity.to_run(
             checked, digest=info.digest, in_features=info.in_features, n_classes=10, device=device
         )

@@ -35,8 +35,8 @@ def wall(launcher: str, units: int) -> float:
 def launch(launcher: str, units: int) -> float:
     from stagetree import runner
     from stagetree.api import composed
-    from stagetree.engine import Result, Units
-    from stagetree.launch import choose_engine
+    from stagetree.execution.engine import Result, Units
+    from stagetree.execution.hydra_launchers import choose_engine
 
     words = [
         "dataset=digits", "trainer.batch_size=2000", "trainer.pack_size=64", "schedule.stages=[(1,0.1)]", "quiet=true",

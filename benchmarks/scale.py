@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from setting import configuration, setting
 
-from stagetree.data import DataInfo
-from stagetree.estimate import epoch_costs, makespan, unit_s
-from stagetree.events import EventLog, EventReader
-from stagetree.partition import cut_units, predecessors
-from stagetree.speed import Speed
-from stagetree.tree import Run, Stage, StageTree, canonical_json
+from stagetree.data.cache import DataInfo
+from stagetree.planning.estimate import epoch_costs, makespan, unit_s
+from stagetree.storage.event_log import EventLog, EventReader
+from stagetree.training.throughput import Speed
+from stagetree.tree.stage_tree import Run, Stage, StageTree, canonical_json
+from stagetree.tree.units import cut_units, predecessors
 
 INFO = DataInfo("", "d", "mnist", (1, 28, 28), tuple("0123456789"), n_train=60_000, n_test=10_000, scale=255.0)
 SHAPE = canonical_json(
@@ -148,17 +148,17 @@ def measured() -> Speed:
     """How fast this machine trains packs of the shape."""
     import torch
 
-    from stagetree import data
-    from stagetree.calibrate import measure
-    from stagetree.epoch import Split
-    from stagetree.identity import to_run
+    from stagetree.config.identity import to_run
+    from stagetree.data import cache
+    from stagetree.training.epochs import Split
+    from stagetree.training.measurement import measure
 
     torch.set_num_threads(1)
     config = configuration(
         "dataset=mnist", f"dataset.root={data_root()}", "dataset.val_size=0", "model.hidden_sizes=[300]",
         "schedule.stages=[(1,0.1)]", "trainer.batch_size=32", "trainer.device=cpu",
     )  # fmt: skip
-    info = data.prepare(config.dataset, Path("mlruns"))
+    info = cache.prepare(config.dataset, Path("mlruns"))
     run = to_run(config, digest=info.digest, in_features=784, n_classes=10, device="cpu")
     (node,) = StageTree.build([run]).roots
     return measure(node, 64, lambda spec: Split.load(Path(info.folder), spec))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stagetree.config import Config
+    from stagetree.config.schema import Config
 
 
 def setting(*packages: str) -> str:

@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from setting import setting
 
-from stagetree import checkpoint
-from stagetree.events import EventReader
+from stagetree.storage.event_log import EventReader
 
 GRIDS = {
     "digits": ["+experiment=digits_grid"],
@@ -57,7 +56,7 @@ def epochs_trained(folder: Path) -> int:
 def bits(folder: Path) -> dict[str, tuple]:
     """For each run the digest of its weights, its metrics of every epoch and its final figures."""
     checkpoints = folder / "mlruns/checkpoints"
-    records = [checkpoint.read_record(checkpoints, uid) for uid in checkpoint.finished(checkpoints).tested]
+    records = [checkpoints.read_record(checkpoints, uid) for uid in checkpoints.finished(checkpoints).tested]
     return {
         record.uid: (
             record.weights_sha256,

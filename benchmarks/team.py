@@ -24,8 +24,8 @@ from servers import Server, mlflow_server, postgres
 from setting import figure, setting
 from sweeps import PATIENCE_S
 
-from stagetree.connect import pages
-from stagetree.tail import AT_ONCE
+from stagetree.tracking.connection import pages
+from stagetree.tracking.follower import AT_ONCE
 
 PROGRAM = [sys.executable, "-m", "stagetree"]
 STAGES = [f"[(3,{a}),(2,{b})]" for a in ("5e-2", "2e-2") for b in ("2e-2", "1e-2", "5e-3", "1e-3")]
@@ -48,7 +48,7 @@ def check(server: Server, folders: list[Path], experiment: str, n_runs: int) -> 
     """Compare each run on the server with its checkpoint."""
     from mlflow import MlflowClient
 
-    from stagetree import checkpoint
+    from stagetree.storage import checkpoints
 
     os.environ.update(server.login("ana"))
     client = MlflowClient(server.uri)
@@ -58,11 +58,11 @@ def check(server: Server, folders: list[Path], experiment: str, n_runs: int) -> 
         found.setdefault(run.data.tags["stagetree.uid"], []).append(run)
     lost = doubled = wrong = missing = 0
     for folder in folders:
-        states = checkpoint.folder_of(folder / "mlruns")
-        uids = checkpoint.finished(states).tested
+        states = checkpoints.folder_of(folder / "mlruns")
+        uids = checkpoints.finished(states).tested
         missing += n_runs - len(uids)
         for uid in uids:
-            runs, record = found.get(uid, []), checkpoint.read_record(states, uid)
+            runs, record = found.get(uid, []), checkpoints.read_record(states, uid)
             lost += not runs or runs[0].info.status != "FINISHED"
             doubled += len(runs) > 1
             for run in runs:
@@ -102,16 +102,18 @@ def train(folder: Path) -> None:
 
 def write(number: int, folder: Path, at_once: int, where: list[str], barrier, durations) -> None:
     """Record finished runs of a sweep of one's own, from their checkpoints: what the end of a sweep does."""
-    from stagetree import api, prepare, tracking
+    from stagetree import api
+    from stagetree.planning import planner
+    from stagetree.tracking import tracker
 
     os.chdir(folder)
     seeds = ",".join(map(str, range(number * EACH, (number + 1) * EACH)))
     with api.composed([*words(seeds, 1), *where], None) as (_, _, jobs):
-        plan = prepare.plan(jobs, workers=1)
+        plan = planner.plan(jobs, workers=1)
     config = plan.config
 
     def record(sweep_id: str, runs: tuple) -> None:
-        tracking.Tracker(
+        tracker.Tracker(
             uri=config.store_uri, experiment=config.tracking.experiment, output_dir=Path(config.output_dir),
             sweep_id=sweep_id, launch="benchmark", command="benchmark", runs=runs, begun={}, at_once=at_once,
         ).close()  # fmt: skip

@@ -19,9 +19,9 @@ from setting import figure, setting
 
 from stagetree import runner
 from stagetree.api import composed, plan
-from stagetree.engine import Engine, Result, Units
-from stagetree.events import EventReader
-from stagetree.launch import choose_engine
+from stagetree.execution.engine import Engine, Result, Units
+from stagetree.execution.hydra_launchers import choose_engine
+from stagetree.storage.event_log import EventReader
 
 GRID = [
     "dataset=mnist", "model.hidden_sizes=[300]", "dataset.val_size=0", "trainer.workers=2", "trainer.device=cpu",

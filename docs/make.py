@@ -23,7 +23,7 @@ from urllib.request import urlopen
 from rich.console import Console
 from rich.text import Text
 
-from stagetree.config import Config
+from stagetree.config.schema import Config
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "stagetree"

@@ -60,7 +60,7 @@ def sweep(folder: Path, words: Sequence[str], *, live: bool = False, death: Deat
 
 def warm_up(words: Sequence[str]) -> None:
     """Import and compose once what each child would: it takes seconds."""
-    for name in ("mlflow.store.tracking.sqlalchemy_store", "stagetree.publish", "stagetree.walk"):
+    for name in ("mlflow.store.tracking.sqlalchemy_store", "stagetree.report.publishing", "stagetree.execution.worker"):
         import_module(name)
     import stagetree
 
@@ -95,16 +95,16 @@ def _run(folder: Path, words: list[str], live: bool, death: Death | None) -> NoR
 
 
 def _write_live() -> None:
-    from stagetree import tail
-    from stagetree.events import EventLog
-    from stagetree.tracking import Tracker
+    from stagetree.storage.event_log import EventLog
+    from stagetree.tracking import follower
+    from stagetree.tracking.tracker import Tracker
 
     def flush(tracker: Tracker) -> None:
         tracker._live_began = -1e9  # else once a second at most
         real(tracker)
 
     real, Tracker.flush = Tracker.flush, flush
-    tail.POLL_S = 0.01
+    follower.POLL_S = 0.01
     append = EventLog.append
 
     def slowly(log: EventLog, *events: Any) -> None:
@@ -118,7 +118,7 @@ def _write_live() -> None:
 def _die(death: Death) -> None:
     from mlflow import MlflowClient
 
-    from stagetree.events import EventLog
+    from stagetree.storage.event_log import EventLog
 
     steps = {
         "file": [(os, "replace")],

@@ -16,11 +16,14 @@ from filelock import FileLock
 from hypothesis import HealthCheck, Phase, settings
 from stores import EXPERIMENT, insert, uri
 
-from stagetree import checkpoint, checks, config, data, identity, store
-from stagetree.events import EventReader
-from stagetree.tree import Run, StageTree
-from stagetree.unit import Settings, write_unit
-from stagetree.walk import train_unit
+from stagetree.config import identity, schema, validation
+from stagetree.data import cache
+from stagetree.execution.worker import train_unit
+from stagetree.storage import checkpoints
+from stagetree.storage.event_log import EventReader
+from stagetree.storage.tasks import Settings, write_unit
+from stagetree.tracking import store
+from stagetree.tree.stage_tree import Run, StageTree
 
 CHECKED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 # a case takes seconds, so that making a failing one smaller takes minutes: `many` does, `make test` does not
@@ -86,7 +89,7 @@ class Bench:
         self.npz = npz
         self.launches = 0
 
-    def config(self, **changes) -> config.Config:
+    def config(self, **changes) -> schema.Config:
         values = {
             "dataset": {"name": "npz", "root": str(self.npz.parent), "file": self.npz.name, "val_size": 40},
             "model": {"hidden_sizes": [8]},
@@ -103,11 +106,11 @@ class Bench:
                 values[group] = {**values[group], name: value}
             else:
                 values[group] = value
-        return checks.check(values)
+        return validation.check(values)
 
     def run(self, **changes) -> Run:
         made = self.config(**changes)
-        info = data.prepare(made.dataset, self.output_dir)
+        info = cache.prepare(made.dataset, self.output_dir)
         return identity.to_run(
             made, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes), device="cpu"
         )
@@ -115,8 +118,8 @@ class Bench:
     def train(self, *runs: Run, share: bool = True, **settings) -> list[dict]:
         """Train what is not finished, in packs of any size, and return the events of doing so."""
         settings = {"pack_size": 64} | settings  # not by what is measured while other tests run
-        info = data.prepare(self.config().dataset, self.output_dir)
-        tree = StageTree.build(runs, share=share).remaining(checkpoint.finished(self.checkpoints))
+        info = cache.prepare(self.config().dataset, self.output_dir)
+        tree = StageTree.build(runs, share=share).remaining(checkpoints.finished(self.checkpoints))
         self.launches += 1
         folder = self.output_dir / f"launch{self.launches}"
         chosen = Settings(output_dir=str(self.output_dir), data={info.digest: info.folder}, share=share, **settings)
@@ -126,11 +129,11 @@ class Bench:
 
     @property
     def checkpoints(self) -> Path:
-        return checkpoint.folder_of(self.output_dir)
+        return checkpoints.folder_of(self.output_dir)
 
     def bits(self, run: Run) -> tuple:
         """All that a run leaves but its times: digest of the weights, metrics of every epoch, final figures."""
-        record = checkpoint.read_record(self.checkpoints, run.uid)
+        record = checkpoints.read_record(self.checkpoints, run.uid)
         history = [{name: value for name, value in line.items() if name != "seconds"} for line in record.history]
         return record.weights_sha256, history, record.test
 

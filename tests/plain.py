@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stagetree import sampling
-from stagetree.model import ACTIVATIONS
-from stagetree.optimizer import CLASSES
+from stagetree.data import sampling
+from stagetree.models.mlp import ACTIVATIONS
+from stagetree.models.optimizers import CLASSES
 
 
 def train(config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:

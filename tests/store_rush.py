@@ -13,10 +13,10 @@ import mlflow
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import torch
 
-from stagetree import checkpoint
-from stagetree.describe import RunEntry
-from stagetree.tracking import Tracker
-from stagetree.tree import Stage
+from stagetree.planning.descriptions import RunEntry
+from stagetree.storage import checkpoints
+from stagetree.tracking.tracker import Tracker
+from stagetree.tree.stage_tree import Stage
 
 
 def entry(uid: str, output_dir: Path) -> RunEntry:
@@ -28,8 +28,8 @@ def entry(uid: str, output_dir: Path) -> RunEntry:
     )  # fmt: skip
     history = ({"epoch": 1, "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1},)
     weights = {"0.weight": torch.zeros(2)}
-    checkpoint.save(
-        checkpoint.folder_of(output_dir), uid, weights, {}, trunk="{}", parent=None, history=history,
+    checkpoints.save(
+        checkpoints.folder_of(output_dir), uid, weights, {}, trunk="{}", parent=None, history=history,
         test={"test/acc": 0.5},
     )  # fmt: skip
     return run

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from stagetree.events import EventReader
+from stagetree.storage.event_log import EventReader
 
 PATIENCE_S = 600
 """Tests wait so long for what must come: no test is red because its machine is busy."""

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from sweeps import small, stagetree
 
 import stagetree as package
-from stagetree.mistakes import InputError
+from stagetree.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
 GRID = ["seed=0,1", "schedule.stages=[(2,1e-1)],[(2,1e-1),(1,1e-2)]", "hydra/launcher=basic", "quiet=true"]

@@ -63,11 +63,11 @@ def test_imports_run_one_way(level):
 @pytest.mark.parametrize(
     ("code", "forbidden"),
     [
-        ("import stagetree.cli", HEAVY | {"hydra", "pydantic", "rich"}),
-        ("import stagetree.tree", HEAVY | {"hydra", "pydantic", "numpy"}),
-        ("import stagetree.compose, stagetree.runner", HEAVY),
-        ("import stagetree.report, stagetree.store", HEAVY - {"pandas"}),
-        ("import stagetree.walk", {"torchvision", "mlflow", "sklearn", "pandas", "hydra"}),
+        ("import stagetree.cli.main", HEAVY | {"hydra", "pydantic", "rich"}),
+        ("import stagetree.tree.stage_tree", HEAVY | {"hydra", "pydantic", "numpy"}),
+        ("import stagetree.config.composition, stagetree.runner", HEAVY),
+        ("import stagetree.report.table, stagetree.tracking.store", HEAVY - {"pandas"}),
+        ("import stagetree.execution.worker", {"torchvision", "mlflow", "sklearn", "pandas", "hydra"}),
         ("import hydra_plugins.stagetree_sweeper.sweeper", HEAVY | {"pydantic"}),
     ],
 )

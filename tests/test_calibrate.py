@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from stagetree import data, speed
-from stagetree.calibrate import measured
-from stagetree.epoch import Split
-from stagetree.stopping import Stopped
-from stagetree.tree import StageTree
+from stagetree.data import cache
+from stagetree.execution.shutdown import Stopped
+from stagetree.training import throughput
+from stagetree.training.epochs import Split
+from stagetree.training.measurement import measured
+from stagetree.tree.stage_tree import StageTree
 
 
 @pytest.fixture
 def measure(bench):
     def call(wanted, **changes):
         (node,) = StageTree.build([bench.run(schedule={"stages": [[1, 0.1]]}, **changes)]).roots
-        info = data.prepare(bench.config().dataset, bench.output_dir)
+        info = cache.prepare(bench.config().dataset, bench.output_dir)
         loads = []
 
         def load(spec):
@@ -62,15 +63,15 @@ def test_a_stop_ends_measuring_and_keeps_nothing(bench):
 
     run = bench.run()
     (node,) = StageTree.build([run]).roots
-    info = data.prepare(bench.config().dataset, bench.output_dir)
+    info = cache.prepare(bench.config().dataset, bench.output_dir)
     with pytest.raises(Stopped):
         measured(bench.output_dir, node, 2, partial(Split.load, Path(info.folder)), check)
-    assert speed.find(bench.output_dir, run.shape) is None
+    assert throughput.find(bench.output_dir, run.shape) is None
 
 
 def test_workers_choose_packs_by_what_was_measured(bench):
     runs = [bench.run(seed=seed) for seed in range(6)]
     keep = {"steps": {1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}, "picture_s": 1e-6}
-    speed.keep(bench.output_dir, runs[0].shape, speed.Speed(**keep))
+    throughput.keep(bench.output_dir, runs[0].shape, throughput.Speed(**keep))
     packs = [e["uids"] for e in bench.train(*runs, pack_size="auto") if e["kind"] == "pack"]
     assert {len(uids) for uids in packs} == {2}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stagetree import data
-from stagetree.capture import WARM_UP, Replayed
-from stagetree.epoch import Split, Training
-from stagetree.model import initial_state
-from stagetree.optimizer import CLASSES
+from stagetree.data import cache
+from stagetree.models.mlp import initial_state
+from stagetree.models.optimizers import CLASSES
+from stagetree.training.cuda_graphs import WARM_UP, Replayed
+from stagetree.training.epochs import Split, Training
 
 SEEDS = (0, 0, 1)
 CASES = [
@@ -29,7 +29,7 @@ def training(bench, optimizer, loss, device="cpu"):
     """A pack of three on 100 pictures: 7 minibatches, the last one smaller."""
     run = bench.run(optimizer=optimizer, loss=loss, model__dropout=0.2)
     spec = json.loads(run.shape) | {"device": device}
-    split = Split.load(Path(data.prepare(bench.config().dataset, bench.output_dir).folder), spec)
+    split = Split.load(Path(cache.prepare(bench.config().dataset, bench.output_dir).folder), spec)
     split = replace(split, train=split.train[:100])
     states = [initial_state(seed, split.info.in_features, len(split.info.classes), spec["model"]) for seed in SEEDS]
     settings = [json.loads(run.trunk)["optimizer"]] * 3

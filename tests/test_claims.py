@@ -8,12 +8,12 @@ import sys
 import pytest
 from sweeps import small, stagetree, trained
 
-from stagetree.claims import Claims
+from stagetree.storage.locks import Claims
 
 HOLD = """
 import sys
 from pathlib import Path
-from stagetree.claims import Claims
+from stagetree.storage.locks import Claims
 print(Claims(Path(sys.argv[1])).take("name"), flush=True)
 sys.stdin.read()
 """

@@ -15,8 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import stagetree
-from stagetree import cli, launch, ui, words
-from stagetree.mistakes import InputError
+from stagetree.cli import arguments, main, ui
+from stagetree.errors import InputError
+from stagetree.execution import hydra_launchers
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -33,7 +34,7 @@ def command(monkeypatch, tmp_path):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["stagetree", *words])
         try:
-            return cli.main() or 0
+            return main.main() or 0
         except SystemExit as error:
             if isinstance(error.code, str):
                 print(error.code, file=sys.stderr)  # as the interpreter does
@@ -119,8 +120,8 @@ HERE = (*OWN, "hydra/launcher=basic")
     ],
 )
 def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):
-    command, rest = words.split_command(typed)
-    assert words.hydra_words(command, rest) == seen
+    command, rest = arguments.split_command(typed)
+    assert arguments.hydra_words(command, rest) == seen
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):
 )
 def test_words_that_are_typed_arrive_as_the_text_that_they_are(text):
     for typed in (["export", "best", text], ["report", "--output", text]):
-        for override in words.hydra_words(typed[0], typed[1:]):
+        for override in arguments.hydra_words(typed[0], typed[1:]):
             value = OverridesParser.create().parse_override(override).value()
             assert isinstance(value, str)
             assert value in ("best", text)
@@ -235,7 +236,7 @@ def test_ctrl_c_exits_with_130(command, sweeps, monkeypatch, capsys):
 
 def test_another_sweeper_gets_the_objective_of_each_job(command, sweeps, monkeypatch):
     seen = []
-    monkeypatch.setitem(cli.TASKS, "train", lambda cfg, task=cli._train: seen.append(task(cfg)) or seen[-1])
+    monkeypatch.setitem(main.TASKS, "train", lambda cfg, task=main._train: seen.append(task(cfg)) or seen[-1])
     assert command("train", "-m", *HERE, "hydra/sweeper=basic", "seed=1,2") == 0
     assert seen == [0.5, 0.5]
 
@@ -325,7 +326,7 @@ def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):
 def test_workers_are_what_the_launcher_runs_side_by_side(monkeypatch, bench, launcher, wanted, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     trainer = bench.config(trainer__workers=wanted).trainer
-    assert launch.count_workers(OmegaConf.create(launcher), trainer) == workers
+    assert hydra_launchers.count_workers(OmegaConf.create(launcher), trainer) == workers
 
 
 # ---------------------------------------------------------------- report and ui
@@ -381,12 +382,12 @@ def program(*words, **environment):
 @pytest.mark.parametrize("typed", [[], ["--help"], ["-h"]])
 def test_help_loads_nothing_heavy(typed):
     code = (
-        "import sys; from stagetree.cli import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main(); "
+        "import sys; from stagetree.cli.main import main; sys.argv = sys.argv[:1] + sys.argv[2:]; main(); "
         "sys.exit(','.join({'torch', 'mlflow', 'pandas', 'hydra', 'pydantic'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, "-", *typed], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"\n  {name} " in done.stdout for name in words.OPTIONS)
+    assert all(f"\n  {name} " in done.stdout for name in arguments.OPTIONS)
 
 
 def test_the_version_is_the_packages():

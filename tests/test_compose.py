@@ -11,11 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf, flag_override
 
-from stagetree import compose as subject
-from stagetree.checks import check
-from stagetree.compose import compose_grid
-from stagetree.mistakes import InputError
-from stagetree.notation import listed_stages
+from stagetree.config import composition as subject
+from stagetree.config.composition import compose_grid
+from stagetree.config.validation import check
+from stagetree.errors import InputError
+from stagetree.tree.notation import listed_stages
 
 CONF = Path(__file__).parents[1] / "conf"
 EXTRA = {

@@ -7,11 +7,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from stagetree import config, data, identity
-from stagetree.checks import check
-from stagetree.mistakes import InputError
-from stagetree.notation import parse_stages
-from stagetree.tree import Stage
+from stagetree.config import identity, schema
+from stagetree.config.validation import check
+from stagetree.data import cache
+from stagetree.errors import InputError
+from stagetree.tree.notation import parse_stages
+from stagetree.tree.stage_tree import Stage
 
 BASE = {
     "dataset": {"name": "digits", "root": "", "test_size": 360},
@@ -131,13 +132,13 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_an_architecture_is_written_as_people_write_it():
-    assert config.Model(hidden_sizes=(2048, 1024, 64)).architecture(10) == "4 layers (2048,1024,64,10)"
-    assert config.Model(hidden_sizes=()).architecture(10) == "1 layer (10)"
+    assert schema.Model(hidden_sizes=(2048, 1024, 64)).architecture(10) == "4 layers (2048,1024,64,10)"
+    assert schema.Model(hidden_sizes=()).architecture(10) == "1 layer (10)"
 
 
 def test_parameters_are_counted():
-    assert config.Model(hidden_sizes=(300,)).n_params(784, 10) == 784 * 300 + 300 + 300 * 10 + 10
-    assert config.Model(hidden_sizes=()).n_params(784, 10) == 7850
+    assert schema.Model(hidden_sizes=(300,)).n_params(784, 10) == 784 * 300 + 300 + 300 * 10 + 10
+    assert schema.Model(hidden_sizes=()).n_params(784, 10) == 7850
 
 
 def uid(values, digest="00", device="cpu"):
@@ -210,8 +211,8 @@ def test_one_changed_byte_of_data_changes_the_uid(tmp_path, arrays):
     np.savez(path, **values)
     digests = set()
     for file in (arrays, path):
-        settings = config.Npz(name="npz", root=str(file.parent), file=file.name)
-        digests.add(data.prepare(settings, tmp_path / "out").digest)
+        settings = schema.Npz(name="npz", root=str(file.parent), file=file.name)
+        digests.add(cache.prepare(settings, tmp_path / "out").digest)
     assert len({uid(BASE, digest=digest) for digest in digests}) == 2
 
 
@@ -233,14 +234,14 @@ def numbers(values, path=()):
             yield (*path, name), [-0.0 if part == 0 else part for part in value]
 
 
-OPTIMIZERS = [kind.model_fields["name"].annotation.__args__[0] for kind in get_args(get_args(config.AnyOptimizer)[0])]
+OPTIMIZERS = [kind.model_fields["name"].annotation.__args__[0] for kind in get_args(get_args(schema.AnyOptimizer)[0])]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_equal_numbers_have_equal_uids_whatever_the_sign_of_zero(optimizer):
     """Of each number in the schema."""
     zeros = changed(optimizer={"name": optimizer}, dataset__mean=[0.0], loss__class_weights=[0.0, 1.0])
-    for field in get_args(get_args(config.AnyOptimizer)[0])[OPTIMIZERS.index(optimizer)].model_fields:
+    for field in get_args(get_args(schema.AnyOptimizer)[0])[OPTIMIZERS.index(optimizer)].model_fields:
         if field not in ("name", "eps", "nesterov", "amsgrad", "centered", "decoupled_weight_decay"):
             zeros["optimizer"][field] = [0.0, 0.0] if field == "betas" else 0.0
     found = list(numbers(check(zeros).model_dump()))

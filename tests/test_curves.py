@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from stagetree.curves import draw
+from stagetree.tracking.curves import draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 

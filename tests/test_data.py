@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stagetree import config, data, datasets
-from stagetree.mistakes import InputError
+from stagetree.config import schema
+from stagetree.data import cache, readers
+from stagetree.errors import InputError
 
 REAL = Path(os.environ.get("STAGETREE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def npz(path: Path, **settings) -> config.Npz:
-    return config.Npz(name="npz", root=str(path.parent), file=path.name, **settings)
+def npz(path: Path, **settings) -> schema.Npz:
+    return schema.Npz(name="npz", root=str(path.parent), file=path.name, **settings)
 
 
 def write_npz(folder: Path, **changes) -> Path:
@@ -40,9 +41,9 @@ def write_npz(folder: Path, **changes) -> Path:
 
 def test_arrays_are_mapped_as_they_were_given(tmp_path):
     path = write_npz(tmp_path)
-    info = data.prepare(npz(path), tmp_path / "out")
+    info = cache.prepare(npz(path), tmp_path / "out")
     assert (info.image_shape, info.n_train, info.n_test, info.classes) == ((1, 4, 4), 60, 12, ("0", "1", "2"))
-    arrays = data.load(Path(info.folder), info.digest)
+    arrays = cache.load(Path(info.folder), info.digest)
     with np.load(path) as given:
         assert np.array_equal(arrays.train_images, given["train_x"].reshape(60, 16))
         assert np.array_equal(arrays.test_labels, given["test_y"])
@@ -51,25 +52,25 @@ def test_arrays_are_mapped_as_they_were_given(tmp_path):
 def test_colour_pictures_are_kept_channel_by_channel(tmp_path):
     x = np.arange(6 * 4 * 5 * 3, dtype=np.uint8).reshape(6, 4, 5, 3)
     path = write_npz(tmp_path, train_x=x, train_y=np.arange(6) % 3, test_x=x[:3] + 1, test_y=np.arange(3))
-    info = data.prepare(npz(path), tmp_path / "out")
+    info = cache.prepare(npz(path), tmp_path / "out")
     assert info.image_shape == (3, 4, 5)
-    rows = data.load(Path(info.folder), info.digest).train_images
+    rows = cache.load(Path(info.folder), info.digest).train_images
     assert np.array_equal(rows, x.transpose(0, 3, 1, 2).reshape(6, -1))
 
 
 def test_the_digest_is_of_the_content_alone(tmp_path):
     """The same data elsewhere, under another name and compressed, is the same data; one byte more is not."""
     path = write_npz(tmp_path)
-    first = data.prepare(npz(path), tmp_path / "a").digest
+    first = cache.prepare(npz(path), tmp_path / "a").digest
     with np.load(path) as given:
         arrays = dict(given)
     other = tmp_path / "moved" / "x.npz"
     other.parent.mkdir()
     np.savez_compressed(other, **arrays)
-    assert data.prepare(npz(other), tmp_path / "b").digest == first
+    assert cache.prepare(npz(other), tmp_path / "b").digest == first
     arrays["test_x"][3, 2, 1] ^= 1
     np.savez(path, **arrays)
-    assert data.prepare(npz(path), tmp_path / "a").digest != first
+    assert cache.prepare(npz(path), tmp_path / "a").digest != first
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_the_digest_is_of_the_content_alone(tmp_path):
 )
 def test_arrays_that_cannot_be_trained_on_are_refused_by_name(tmp_path, changes, said):
     with pytest.raises(InputError) as error:
-        data.prepare(npz(write_npz(tmp_path, **changes)), tmp_path / "out")
+        cache.prepare(npz(write_npz(tmp_path, **changes)), tmp_path / "out")
     assert said in str(error.value)
     assert str(tmp_path) in str(error.value)
 
@@ -111,16 +112,16 @@ def test_arrays_that_cannot_be_trained_on_are_refused_by_name(tmp_path, changes,
 @pytest.mark.parametrize("type_", np.typecodes["AllInteger"])
 def test_labels_may_be_of_any_type_of_whole_numbers(tmp_path, type_):
     path = write_npz(tmp_path, train_y=(np.arange(60) % 3).astype(type_), test_y=(np.arange(12) % 3).astype(type_))
-    info = data.prepare(npz(path), tmp_path / "out")
+    info = cache.prepare(npz(path), tmp_path / "out")
     assert info.classes == ("0", "1", "2")
-    assert info.digest == data.prepare(npz(write_npz(tmp_path)), tmp_path / "out").digest
+    assert info.digest == cache.prepare(npz(write_npz(tmp_path)), tmp_path / "out").digest
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels_may_come_first_or_last(tmp_path, channels):
     x = np.random.default_rng(0).integers(0, 256, (72, 6, 5, channels), dtype=np.uint8)
     infos = [
-        data.prepare(npz(write_npz(tmp_path, train_x=images[:60], test_x=images[60:])), tmp_path / "out")
+        cache.prepare(npz(write_npz(tmp_path, train_x=images[:60], test_x=images[60:])), tmp_path / "out")
         for images in (x, x.transpose(0, 3, 1, 2))
     ]
     assert infos[0] == infos[1]
@@ -129,7 +130,7 @@ def test_channels_may_come_first_or_last(tmp_path, channels):
 
 @pytest.mark.parametrize("names", [["ä", "b", "c"], [b"x", b"y", b"z"], [10, 20, 30]])
 def test_classes_are_named_by_the_file(tmp_path, names):
-    info = data.prepare(npz(write_npz(tmp_path, classes=np.array(names))), tmp_path / "out")
+    info = cache.prepare(npz(write_npz(tmp_path, classes=np.array(names))), tmp_path / "out")
     assert info.classes == tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
 
 
@@ -139,7 +140,7 @@ def test_floats_that_nobody_scaled_are_not_trained_on_without_a_word(tmp_path):
 
     def prepare(scaled, **settings):
         path = write_npz(tmp_path, train_x=scaled[:60], test_x=scaled[60:])
-        return data.prepare(npz(path, **settings), tmp_path / "out")
+        return cache.prepare(npz(path, **settings), tmp_path / "out")
 
     for silent in (x, 4 * x - 2, 1000 * x - 500):
         assert prepare(silent).notes == ()
@@ -161,19 +162,19 @@ def test_floats_that_nobody_scaled_are_not_trained_on_without_a_word(tmp_path):
 )
 def test_settings_that_do_not_fit_the_data_are_refused(tmp_path, settings, said):
     with pytest.raises(InputError) as error:
-        data.prepare(npz(write_npz(tmp_path), **settings), tmp_path / "out")
+        cache.prepare(npz(write_npz(tmp_path), **settings), tmp_path / "out")
     assert said in str(error.value)
 
 
 def test_a_file_that_is_missing_torn_or_outside_is_told(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        data.prepare(npz(tmp_path / "nothing.npz"), tmp_path / "out")
+        cache.prepare(npz(tmp_path / "nothing.npz"), tmp_path / "out")
     path = write_npz(tmp_path)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="cannot be read as"):
-        data.prepare(npz(path), tmp_path / "out")
+        cache.prepare(npz(path), tmp_path / "out")
     with pytest.raises(InputError, match="must lie below"):
-        data.prepare(config.Npz(name="npz", root=str(tmp_path / "sub"), file="../own.npz"), tmp_path / "out")
+        cache.prepare(schema.Npz(name="npz", root=str(tmp_path / "sub"), file="../own.npz"), tmp_path / "out")
 
 
 def test_train_pictures_that_stand_in_the_test_set_are_counted(tmp_path):
@@ -181,20 +182,20 @@ def test_train_pictures_that_stand_in_the_test_set_are_counted(tmp_path):
         train = given["train_x"]
     path = write_npz(tmp_path, test_x=np.concatenate([train[:5], 255 - train[5:12]]))
     said = "npz: 5 of 12 test pictures stand in the training set too"
-    assert data.prepare(npz(path), tmp_path / "out").notes == (said,)
-    assert data.prepare(npz(path, duplicates="ignore"), tmp_path / "out").notes == ()
+    assert cache.prepare(npz(path), tmp_path / "out").notes == (said,)
+    assert cache.prepare(npz(path, duplicates="ignore"), tmp_path / "out").notes == ()
     with pytest.raises(InputError, match=said):
-        data.prepare(npz(path, duplicates="error"), tmp_path / "out")
+        cache.prepare(npz(path, duplicates="error"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("size", "count"), [(10, 10), (0.25, 15)])
 def test_a_test_set_is_held_out_where_there_is_none(tmp_path, size, count):
     path = write_npz(tmp_path, test_x=None, test_y=None)
-    info = data.prepare(npz(path, test_size=size), tmp_path / "out")
+    info = cache.prepare(npz(path, test_size=size), tmp_path / "out")
     assert (info.n_train, info.n_test) == (60 - count, count)
-    assert data.prepare(npz(path, test_size=size, test_seed=1), tmp_path / "out").digest != info.digest
+    assert cache.prepare(npz(path, test_size=size, test_seed=1), tmp_path / "out").digest != info.digest
     with pytest.raises(InputError, match="no test set of its own"):
-        data.prepare(npz(path), tmp_path / "out")
+        cache.prepare(npz(path), tmp_path / "out")
 
 
 def write_pictures(root: Path, names=("cat", "dog"), n=3, size=(5, 4)) -> None:
@@ -204,38 +205,38 @@ def write_pictures(root: Path, names=("cat", "dog"), n=3, size=(5, 4)) -> None:
             Image.new("RGB", size, (label * 100, i * 10, 7)).save(root / name / f"{i}.png")
 
 
-def folder(root: Path, **settings) -> config.ImageFolder:
-    return config.ImageFolder(name="image_folder", root=str(root), height=4, width=5, **settings)
+def folder(root: Path, **settings) -> schema.ImageFolder:
+    return schema.ImageFolder(name="image_folder", root=str(root), height=4, width=5, **settings)
 
 
 def test_folders_of_pictures_are_read_by_class(tmp_path):
     write_pictures(tmp_path / "p/train")
     write_pictures(tmp_path / "p/test", n=2)
-    info = data.prepare(folder(tmp_path / "p"), tmp_path / "out")
+    info = cache.prepare(folder(tmp_path / "p"), tmp_path / "out")
     assert (info.classes, info.image_shape, info.n_train, info.n_test) == (("cat", "dog"), (3, 4, 5), 6, 4)
-    arrays = data.load(Path(info.folder), info.digest)
+    arrays = cache.load(Path(info.folder), info.digest)
     assert arrays.train_images.reshape(6, 3, 20)[4].tolist() == [[100] * 20, [10] * 20, [7] * 20]
     assert arrays.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
-    gray = data.prepare(folder(tmp_path / "p", grayscale=True), tmp_path / "out")
+    gray = cache.prepare(folder(tmp_path / "p", grayscale=True), tmp_path / "out")
     assert gray.image_shape == (1, 4, 5)
 
 
 def test_pictures_that_cannot_be_used_are_told_by_name(tmp_path):
     write_pictures(tmp_path / "p")
     with pytest.raises(InputError, match="no test set of its own"):
-        data.prepare(folder(tmp_path / "p"), tmp_path / "out")
+        cache.prepare(folder(tmp_path / "p"), tmp_path / "out")
     (tmp_path / "p/cat/9.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"9\.png: cannot be read as a picture"):
-        data.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
+        cache.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
     (tmp_path / "p/cat/9.png").unlink()
     (tmp_path / "p/cat/8.png").symlink_to(write_outside(tmp_path))
     with pytest.raises(InputError, match=r"8\.png: leads out of"):
-        data.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
+        cache.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
     with pytest.raises(InputError, match="no such folder"):
-        data.prepare(folder(tmp_path / "nowhere", test_size=2), tmp_path / "out")
+        cache.prepare(folder(tmp_path / "nowhere", test_size=2), tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has no folders"):
-        data.prepare(folder(tmp_path / "empty", test_size=2), tmp_path / "out")
+        cache.prepare(folder(tmp_path / "empty", test_size=2), tmp_path / "out")
 
 
 # ---------------------------------------------------------------- image files
@@ -244,7 +245,7 @@ RAMP = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4)
 
 
 def read(path: Path, **settings) -> np.ndarray:
-    return datasets.read_picture(path, **{"height": 4, "width": 4, "grayscale": True, **settings})
+    return readers.read_picture(path, **{"height": 4, "width": 4, "grayscale": True, **settings})
 
 
 def drawn_in_alpha(mode: str) -> Image.Image:
@@ -347,9 +348,9 @@ def test_the_mnist_family_is_read_from_its_own_files(tmp_path):
     for part, members in (("train", slice(0, 30)), ("t10k", slice(30, 40))):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(images[members]))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels[members]))
-    info = data.prepare(config.Torchvision(name="fashion_mnist", root=str(tmp_path)), tmp_path / "out")
+    info = cache.prepare(schema.Torchvision(name="fashion_mnist", root=str(tmp_path)), tmp_path / "out")
     assert (info.image_shape, info.n_train, info.n_test, info.classes[0]) == ((1, 28, 28), 30, 10, "T-shirt/top")
-    assert np.array_equal(data.load(Path(info.folder), info.digest).train_images, images[:30].reshape(30, 784))
+    assert np.array_equal(cache.load(Path(info.folder), info.digest).train_images, images[:30].reshape(30, 784))
 
 
 def test_emnist_is_upright_and_its_letters_count_from_0(tmp_path):
@@ -360,8 +361,8 @@ def test_emnist_is_upright_and_its_letters_count_from_0(tmp_path):
     for part in ("train", "test"):
         (raw / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(idx(images.transpose(0, 2, 1).copy()))
         (raw / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(idx(labels))
-    info = data.prepare(config.Emnist(name="emnist", root=str(tmp_path), split="letters"), tmp_path / "out")
-    arrays = data.load(Path(info.folder), info.digest)
+    info = cache.prepare(schema.Emnist(name="emnist", root=str(tmp_path), split="letters"), tmp_path / "out")
+    arrays = cache.load(Path(info.folder), info.digest)
     assert (info.classes[0], info.classes[-1], len(info.classes)) == ("a", "z", 26)
     assert np.array_equal(arrays.train_images[1].reshape(28, 28), images[1])
     assert arrays.train_labels.tolist()[:3] == [0, 1, 2]
@@ -386,8 +387,8 @@ def test_cifar10_is_read_through_torchvisions_checksums(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "train_list", listed([name for name, _ in CIFAR10.train_list]))
     monkeypatch.setattr(CIFAR10, "test_list", listed([name for name, _ in CIFAR10.test_list]))
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(meta.read_bytes()).hexdigest()})
-    info = data.prepare(config.Torchvision(name="cifar10", root=str(tmp_path)), tmp_path / "out")
-    arrays = data.load(Path(info.folder), info.digest)
+    info = cache.prepare(schema.Torchvision(name="cifar10", root=str(tmp_path)), tmp_path / "out")
+    arrays = cache.load(Path(info.folder), info.digest)
     assert (info.image_shape, info.n_train, info.n_test, info.classes[3]) == ((3, 32, 32), 100, 20, "class 3")
     assert np.array_equal(arrays.test_images, written["test_batch"])
 
@@ -398,22 +399,22 @@ def test_data_that_is_neither_there_nor_to_be_downloaded_is_told_with_a_cure(tmp
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(InputError, match="mnist is not there and cannot be downloaded") as error:
-        data.prepare(config.Torchvision(name="mnist", root=str(tmp_path)), tmp_path / "out")
+        cache.prepare(schema.Torchvision(name="mnist", root=str(tmp_path)), tmp_path / "out")
     assert "set dataset.root or STAGETREE_DATA" in str(error.value)
 
 
 def test_digits_are_bundled(tmp_path):
-    info = data.prepare(config.Digits(name="digits", root="", test_size=360), tmp_path)
+    info = cache.prepare(schema.Digits(name="digits", root="", test_size=360), tmp_path)
     assert (info.n_train, info.n_test, info.image_shape, len(info.classes)) == (1437, 360, (1, 8, 8), 10)
-    images = data.load(Path(info.folder), info.digest).train_images
+    images = cache.load(Path(info.folder), info.digest).train_images
     assert (images.min(), images.max()) == (0, 255)
 
 
 @pytest.mark.skipif(not (REAL / "MNIST").exists(), reason=f"{REAL} does not hold the real data (STAGETREE_TEST_DATA)")
 @pytest.mark.parametrize(("name", "counts"), [("mnist", [5923, 6742]), ("fashion_mnist", [6000, 6000])])
 def test_the_real_data_is_read_whole(tmp_path, name, counts):
-    info = data.prepare(config.Torchvision(name=name, root=str(REAL)), tmp_path)
-    arrays = data.load(Path(info.folder), info.digest)
+    info = cache.prepare(schema.Torchvision(name=name, root=str(REAL)), tmp_path)
+    arrays = cache.load(Path(info.folder), info.digest)
     assert (info.n_train, info.n_test) == (60_000, 10_000)
     assert np.bincount(arrays.train_labels)[:2].tolist() == counts
 
@@ -423,8 +424,8 @@ def test_the_real_data_is_read_whole(tmp_path, name, counts):
 
 def test_an_unchanged_source_is_not_read_again_and_nothing_heavy_is_imported(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from stagetree import config, data;"
-        "print(data.prepare(config.Digits(name='digits', root='', test_size=360), Path(sys.argv[1])).digest,"
+        "import sys; from pathlib import Path; from stagetree.config import schema; from stagetree.data import cache;"
+        "print(cache.prepare(schema.Digits(name='digits', root='', test_size=360), Path(sys.argv[1])).digest,"
         "sorted({'torch', 'torchvision', 'sklearn'} & set(sys.modules)))"
     )
     cold, warm = [
@@ -438,9 +439,9 @@ def test_an_unchanged_source_is_not_read_again_and_nothing_heavy_is_imported(tmp
 
 def test_a_changed_source_is_read_again(tmp_path):
     path = write_npz(tmp_path)
-    first = data.prepare(npz(path), tmp_path / "out")
+    first = cache.prepare(npz(path), tmp_path / "out")
     path = write_npz(tmp_path, train_y=np.arange(60)[::-1] % 3)
-    assert data.prepare(npz(path), tmp_path / "out").digest != first.digest
+    assert cache.prepare(npz(path), tmp_path / "out").digest != first.digest
 
 
 def test_what_a_source_says_of_the_same_content_is_noticed_and_the_content_is_left_alone(tmp_path):
@@ -456,12 +457,12 @@ def test_what_a_source_says_of_the_same_content_is_noticed_and_the_content_is_le
     for number, source in enumerate(sources):
         names = source["classes"]
         path = write_npz(tmp_path, **{**source, "classes": None if names is None else np.array(list(names))})
-        info = data.prepare(npz(path), tmp_path / "out")
-        fresh = data.prepare(npz(path), tmp_path / f"fresh{number}")
+        info = cache.prepare(npz(path), tmp_path / "out")
+        fresh = cache.prepare(npz(path), tmp_path / f"fresh{number}")
         assert info == dataclasses.replace(fresh, folder=info.folder)
-        assert data.prepare(npz(path), tmp_path / "out") == info  # from the cache
-        assert data.find(info.digest, tmp_path / "out") == info
-        assert data.load(Path(info.folder), info.digest).info == info
+        assert cache.prepare(npz(path), tmp_path / "out") == info  # from the cache
+        assert cache.find(info.digest, tmp_path / "out") == info
+        assert cache.load(Path(info.folder), info.digest).info == info
         said.append((info.image_shape, info.classes))
         now = {array: array.stat().st_ino for array in Path(info.folder).glob("*.npy")}
         assert now == (files or now)  # a worker may have them mapped
@@ -474,25 +475,25 @@ def test_sources_of_one_content_keep_their_own_names(tmp_path):
     write_pictures(tmp_path / "letters", ("a", "b"))
     animals, letters = [folder(tmp_path / name, test_size=2) for name in ("animals", "letters")]
     for _ in range(2):
-        first, second = data.prepare(animals, tmp_path / "out"), data.prepare(letters, tmp_path / "out")
+        first, second = cache.prepare(animals, tmp_path / "out"), cache.prepare(letters, tmp_path / "out")
         assert (first.classes, second.classes) == (("cat", "dog"), ("a", "b"))
         assert first.digest == second.digest
-        assert data.find(first.digest, tmp_path / "out").classes == ("a", "b")  # prepared last
+        assert cache.find(first.digest, tmp_path / "out").classes == ("a", "b")  # prepared last
 
 
 def test_renamed_classes_of_a_folder_are_noticed(tmp_path):
     write_pictures(tmp_path / "p", ("cat", "dog"))
-    before = data.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
+    before = cache.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
     (tmp_path / "p/cat").rename(tmp_path / "p/bird")
-    after = data.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
+    after = cache.prepare(folder(tmp_path / "p", test_size=2), tmp_path / "out")
     assert (after.classes, after.digest) == (("bird", "dog"), before.digest)
-    assert data.find(after.digest, tmp_path / "out").classes == ("bird", "dog")
+    assert cache.find(after.digest, tmp_path / "out").classes == ("bird", "dog")
 
 
 @pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "data.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_cache_is_refused_with_its_name_and_made_again(tmp_path, name, damage):
-    info = data.prepare(npz(write_npz(tmp_path)), tmp_path / "out")
+    info = cache.prepare(npz(write_npz(tmp_path)), tmp_path / "out")
     path = Path(info.folder) / name
     content = bytearray(path.read_bytes())
     if damage == "gone":
@@ -503,16 +504,16 @@ def test_a_damaged_cache_is_refused_with_its_name_and_made_again(tmp_path, name,
         content[5 if name == "data.json" else -1] ^= 0x11
         path.write_bytes(content)
     with pytest.raises(InputError) as error:
-        data.load(Path(info.folder), info.digest)
+        cache.load(Path(info.folder), info.digest)
     assert f"{info.folder}: the prepared data is gone or damaged (run the same command again" in str(error.value)
-    assert data.prepare(npz(tmp_path / "own.npz"), tmp_path / "out") == info
-    data.load(Path(info.folder), info.digest)
+    assert cache.prepare(npz(tmp_path / "own.npz"), tmp_path / "out") == info
+    cache.load(Path(info.folder), info.digest)
 
 
 def test_the_users_own_floats_are_left_as_they_are(tmp_path):
     x = np.random.default_rng(0).normal(size=(60, 7))
     path = write_npz(tmp_path, train_x=x, test_x=x[:12] + 1)
-    info = data.prepare(npz(path), tmp_path / "out")
-    rows = data.load(Path(info.folder), info.digest).train_images
+    info = cache.prepare(npz(path), tmp_path / "out")
+    rows = cache.load(Path(info.folder), info.digest).train_images
     assert (info.scale, info.image_shape) == (1.0, (1, 1, 7))
     assert np.array_equal(rows, x.astype(np.float32))

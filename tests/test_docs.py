@@ -10,7 +10,7 @@ import make
 import pytest
 
 from stagetree import api
-from stagetree.words import hydra_words, split_command
+from stagetree.cli.arguments import hydra_words, split_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

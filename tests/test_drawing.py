@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from stagetree import drawing
-from stagetree.tree import Finished, Run, Stage, StageTree
+from stagetree.planning import drawing
+from stagetree.tree.stage_tree import Finished, Run, Stage, StageTree
 
 
 def run(*stages, trunk="a"):

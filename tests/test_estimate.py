@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from stagetree import estimate
-from stagetree.data import DataInfo
-from stagetree.partition import cut_units
-from stagetree.speed import Speed
-from stagetree.tree import Run, Stage, StageTree
+from stagetree.data.cache import DataInfo
+from stagetree.planning import estimate
+from stagetree.training.throughput import Speed
+from stagetree.tree.stage_tree import Run, Stage, StageTree
+from stagetree.tree.units import cut_units
 
 INFO = DataInfo("", "d", "x", (1, 4, 4), ("a", "b"), n_train=100, n_test=50, scale=255.0)
 SHAPE = json.dumps({"data": "d", "val_size": 20, "batch_size": 10})

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from sweeps import small, stagetree
 
-from stagetree import ranking, store
-from stagetree.network import Network
+from stagetree.models.inference import Network
+from stagetree.report import ranking
+from stagetree.tracking import store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
 ALONE = "import sys; sys.modules['stagetree'] = None; "

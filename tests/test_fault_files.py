@@ -7,12 +7,15 @@ import pytest
 from faults import rng
 from mlflow import MlflowClient
 
-from stagetree import checkpoint, data, engine, events, store
-from stagetree.mistakes import InputError
-from stagetree.progress import ProgressDisplay
-from stagetree.tail import Tail
-from stagetree.tracking import Tracker
-from stagetree.unit import read_unit
+from stagetree.cli.progress import ProgressDisplay
+from stagetree.data import cache
+from stagetree.errors import InputError
+from stagetree.execution import engine
+from stagetree.storage import checkpoints, event_log
+from stagetree.storage.tasks import read_unit
+from stagetree.tracking import store
+from stagetree.tracking.follower import Tail
+from stagetree.tracking.tracker import Tracker
 
 OPTIMIZER = {"name": "adam"}
 DAMAGES = ["cut", "flip"]
@@ -96,7 +99,7 @@ def test_event_logs(bench, runs, damage, times, tally, request):
         path.write_bytes(damaged(content, damage, random))
         row.injected += 1
         told = []
-        read = list(events.EventReader(path.parent, on_damage=told.append).read())
+        read = list(event_log.EventReader(path.parent, on_damage=told.append).read())
         row.differing += read != whole[: len(read)]
         assert damage == "cut" or len(read) == len(whole) or str(path) in str(told[0]) or len(read) == len(whole) - 1
 
@@ -105,9 +108,9 @@ def test_event_logs(bench, runs, damage, times, tally, request):
 def test_prepared_data(bench, damage, times, tally, request):
     row, random = tally(f"{damage}: prepared data"), rng(request.config.option.faults_seed)
     dataset = bench.config().dataset
-    info = data.prepare(dataset, bench.output_dir)
-    whole = data.load(Path(info.folder), info.digest)
-    kept = {name: getattr(whole, name).copy() for name in data.ARRAYS}
+    info = cache.prepare(dataset, bench.output_dir)
+    whole = cache.load(Path(info.folder), info.digest)
+    kept = {name: getattr(whole, name).copy() for name in cache.ARRAYS}
     files = [path for path in (bench.output_dir / "data").rglob("*") if path.is_file()]
     assert len(files) == 6
     for path in files:
@@ -116,13 +119,13 @@ def test_prepared_data(bench, damage, times, tally, request):
             path.write_bytes(damaged(content, damage, random))
             row.injected += 1
             try:
-                data.load(Path(info.folder), info.digest)
+                cache.load(Path(info.folder), info.digest)
             except InputError as error:
                 assert info.folder in str(error)  # noqa: PT017 (either is right)
-            again = data.prepare(dataset, bench.output_dir)
+            again = cache.prepare(dataset, bench.output_dir)
             row.differing += again.digest != info.digest
             # some bytes say nothing: the last line end, the byte order of a type of one byte
-            arrays = data.load(Path(again.folder), info.digest)
+            arrays = cache.load(Path(again.folder), info.digest)
             row.differing += any((getattr(arrays, name) != kept[name]).any() for name in kept)
             path.write_bytes(content)
 
@@ -190,7 +193,7 @@ def test_what_killed_writers_left_aside_goes_when_it_is_old(tmp_path):
         os.utime(path, (1, 1)) if path is not young else None
     (tmp_path / ".artifacts-old").mkdir()
     os.utime(tmp_path / ".artifacts-old", (1, 1))
-    checkpoint.remove_leftovers(tmp_path)
+    checkpoints.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".young.json.1", "state.json"]
 
 

@@ -22,8 +22,10 @@ import pytest
 from PIL import Image
 from sweeps import PATIENCE_S, command, small, stagetree, wait_until
 
-from stagetree import checkpoint, data, report
-from stagetree.mistakes import InputError
+from stagetree.data import cache
+from stagetree.errors import InputError
+from stagetree.report import table
+from stagetree.storage import checkpoints
 
 
 class Payload:
@@ -93,37 +95,37 @@ def test_a_pickle_in_a_checkpoint_whose_record_vouches_for_it(bench, proof):
     content = pickle.dumps(Payload(proof))
     (bench.checkpoints / f"{run.uid}.safetensors").write_bytes(content)
     path = bench.checkpoints / f"{run.uid}.json"
-    values = checkpoint.read_sealed(path)
+    values = checkpoints.read_sealed(path)
     values["files"][f"{run.uid}.safetensors"] = hashlib.sha256(content).hexdigest()
-    checkpoint.write_sealed(path, values)
+    checkpoints.write_sealed(path, values)
     with pytest.raises(InputError, match="holds no tensors"):
-        checkpoint.load(bench.checkpoints, run.uid)
+        checkpoints.load(bench.checkpoints, run.uid)
 
 
 def test_a_checkpoint_that_claims_another_place(bench, proof):
     run = bench.run()
     bench.train(run)
     path = bench.checkpoints / f"{run.uid}.json"
-    checkpoint.write_sealed(path, checkpoint.read_sealed(path) | {"uid": "../../executed"})
+    checkpoints.write_sealed(path, checkpoints.read_sealed(path) | {"uid": "../../executed"})
     with pytest.raises(InputError, match="damaged"):
-        checkpoint.read_record(bench.checkpoints, run.uid)
+        checkpoints.read_record(bench.checkpoints, run.uid)
 
 
 def test_an_index_that_leads_out_of_the_cache(bench, proof):
     dataset = bench.config().dataset
-    info = data.prepare(dataset, bench.output_dir)
+    info = cache.prepare(dataset, bench.output_dir)
     (index,) = (bench.output_dir / "data").glob("*.json")
     outside = proof.parent / "outside"
     os.rename(info.folder, outside)
-    entry = checkpoint.read_sealed(index)
+    entry = checkpoints.read_sealed(index)
     entry["info"]["folder"] = os.path.relpath(outside, index.parent)
-    checkpoint.write_sealed(index, entry)
-    assert Path(data.prepare(dataset, bench.output_dir).folder).parent == bench.output_dir / "data"
+    checkpoints.write_sealed(index, entry)
+    assert Path(cache.prepare(dataset, bench.output_dir).folder).parent == bench.output_dir / "data"
 
 
 def test_formulas_in_names(tmp_path, proof):
     names = ["=HYPERLINK(1)", "+1", "@SUM(1)", "-1+cmd|' /C calc'!A0", "\t=1", "\uff1d1"]
-    report.write_csv(pd.DataFrame({"run_name": names, "=x": names}), tmp_path / "l.csv")
+    table.write_csv(pd.DataFrame({"run_name": names, "=x": names}), tmp_path / "l.csv")
     with open(tmp_path / "l.csv", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert all(cell == "run_name" or cell.startswith("'") for cell in cells)

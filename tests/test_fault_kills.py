@@ -115,7 +115,7 @@ def test_stopped(seed, number, group, tmp_path, arrays, reference, tally):
 # ---------------------------------------------------------------- isolation
 
 FAULTY = """
-import stagetree.model as model
+import stagetree.models.mlp as model
 real = model.initial_state
 def initial_state(seed, *rest):
     if seed == 3:

@@ -11,7 +11,7 @@ import pytest
 from faults import GRID, compare, results, rng
 from sweeps import small, stagetree, start, succeed, trained, wait_until
 
-from stagetree import checkpoint
+from stagetree.storage import checkpoints
 
 IN_A_FULL_DISK = """\
 set -e
@@ -128,7 +128,7 @@ def test_data_that_vanishes_while_a_sweep_trains_is_not_missed(tmp_path, arrays)
     done = stagetree(tmp_path, "sweep", *words, "seed=0,1,2")
     assert done.returncode == 1
     assert "no such file" in done.stderr
-    assert len(checkpoint.finished(tmp_path / "mlruns/checkpoints").tested) == 2
+    assert len(checkpoints.finished(tmp_path / "mlruns/checkpoints").tested) == 2
 
 
 @pytest.mark.full
@@ -151,7 +151,7 @@ def test_data_that_changes_while_a_sweep_trains_is_other_data_to_the_next(tmp_pa
 
 
 def test_fresh_trains_anew_what_is_finished_and_supersedes_it(tmp_path, arrays):
-    from stagetree import store
+    from stagetree.tracking import store
 
     words = [*small(arrays), "seed=0,1", "schedule.stages=[(2,5e-2),(1,1e-2)]"]
     assert stagetree(tmp_path, "sweep", *words).returncode == 0

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from stagetree import checkpoint
-from stagetree.events import EventLog, EventReader
-from stagetree.mistakes import InputError
+from stagetree.errors import InputError
+from stagetree.storage import checkpoints
+from stagetree.storage.event_log import EventLog, EventReader
 
 EVENTS = [{"kind": "epoch", "uid": "a", "epoch": 1, "train/loss": 0.1}, {"kind": "done", "uid": "ä"}]
 
@@ -80,12 +80,12 @@ HISTORY = ({"epoch": 0, "val/acc": 0.1}, {"epoch": 1, "val/acc": 0.5})
 
 def save(folder, uid="a" * 64, **changes):
     values = {"trunk": "{}", "parent": None, "history": HISTORY, "test": {"test/acc": 0.5}} | changes
-    return checkpoint.save(folder, uid, WEIGHTS, {"0.step": torch.tensor(3.0)}, **values)
+    return checkpoints.save(folder, uid, WEIGHTS, {"0.step": torch.tensor(3.0)}, **values)
 
 
 def test_a_state_is_read_as_it_was_saved(tmp_path):
     saved = save(tmp_path)
-    record, weights, optimizer = checkpoint.load(tmp_path, "a" * 64)
+    record, weights, optimizer = checkpoints.load(tmp_path, "a" * 64)
     assert record == saved
     assert record.history == HISTORY
     assert all(torch.equal(weights[name], value) for name, value in WEIGHTS.items())
@@ -94,15 +94,15 @@ def test_a_state_is_read_as_it_was_saved(tmp_path):
 
 
 def test_what_is_not_there_is_none_or_told(tmp_path):
-    assert checkpoint.read_record(tmp_path, "b") is None
+    assert checkpoints.read_record(tmp_path, "b") is None
     with pytest.raises(InputError, match=r"b\.json: the checkpoint is missing"):
-        checkpoint.load(tmp_path, "b")
+        checkpoints.load(tmp_path, "b")
 
 
 def test_finished_tells_states_from_those_with_final_figures(tmp_path):
     save(tmp_path, "a" * 64)
     save(tmp_path, "b" * 64, test=None)
-    done = checkpoint.finished(tmp_path)
+    done = checkpoints.finished(tmp_path)
     assert (done.states, done.tested) == ({"a" * 64, "b" * 64}, {"a" * 64})
 
 
@@ -121,31 +121,31 @@ def test_a_damaged_file_is_refused_by_name_whatever_byte_it_is(tmp_path, suffix,
         if suffix == ".json" and damage == "flip" and position == len(content) - 1:
             continue
         with pytest.raises(InputError) as error:
-            checkpoint.load(tmp_path, "a" * 64)
+            checkpoints.load(tmp_path, "a" * 64)
         assert str(path) in str(error.value)
 
 
 def test_the_digest_of_weights_is_over_names_shapes_and_bits():
-    digest = checkpoint.weights_digest(WEIGHTS)
-    assert digest == checkpoint.weights_digest(dict(reversed(WEIGHTS.items())))
+    digest = checkpoints.weights_digest(WEIGHTS)
+    assert digest == checkpoints.weights_digest(dict(reversed(WEIGHTS.items())))
     others = [
         {**WEIGHTS, "0.bias": torch.tensor([1.0, 2.0, 3.0 + 2**-21])},
         {**WEIGHTS, "0.weight": torch.arange(6.0).view(2, 3)},
         {"1.weight": WEIGHTS["0.weight"], "0.bias": WEIGHTS["0.bias"]},
     ]
-    assert len({digest, *map(checkpoint.weights_digest, others)}) == 4
+    assert len({digest, *map(checkpoints.weights_digest, others)}) == 4
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "state.json"
-    checkpoint.write_atomic(path, b"old")
+    checkpoints.write_atomic(path, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_atomic(path, b"new")
+        checkpoints.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
 

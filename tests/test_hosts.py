@@ -1,22 +1,22 @@
 """One store, several hosts: processes with a host name, process numbers and a temporary folder of their own each."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import pytest
 from sweeps import PATIENCE_S
 
-from stagetree import data
-from stagetree.engine import run_unit
-from stagetree.events import EventReader
-from stagetree.partition import cut_units, predecessors
-from stagetree.tree import StageTree
-from stagetree.unit import Settings, write_unit
+from stagetree.data import cache
+from stagetree.execution.engine import run_unit
+from stagetree.storage.event_log import EventReader
+from stagetree.storage.tasks import Settings, write_unit
+from stagetree.tree.stage_tree import StageTree
+from stagetree.tree.units import cut_units, predecessors
 
 WORKER = """
 import json, os, socket, sys, tempfile
@@ -25,7 +25,7 @@ if os.environ["NAMESPACES"]:
     socket.sethostname(sys.argv[1])
 else:
     socket.gethostname = lambda: sys.argv[1]
-from stagetree.engine import run_next
+from stagetree.execution.engine import run_next
 folder, units = Path(sys.argv[2]), json.loads(sys.argv[3])
 while (result := run_next(folder, units)) is not None:
     assert "error" not in result, result
@@ -38,17 +38,17 @@ if os.environ["NAMESPACES"]:
     socket.sethostname(sys.argv[1])
 else:
     socket.gethostname = lambda: sys.argv[1]
-from stagetree import data
-from stagetree.checks import check
-info = data.prepare(check(json.loads(sys.argv[2])).dataset, Path(sys.argv[3]))
-arrays = data.load(Path(info.folder), info.digest)
+from stagetree.data import cache
+from stagetree.config.validation import check
+info = cache.prepare(check(json.loads(sys.argv[2])).dataset, Path(sys.argv[3]))
+arrays = cache.load(Path(info.folder), info.digest)
 print(json.dumps([info.digest, int(arrays.train_images.sum())]))
 """
 NAMESPACES = ["unshare", "--uts", "--pid", "--mount-proc", "--fork"]
 """The kernel's own, where it allows them: what these processes see of names and numbers is what machines see."""
 
 
-@cache
+@functools.cache
 def namespaces() -> list[str]:
     own = NAMESPACES if os.getuid() == 0 else [*NAMESPACES, "--map-root-user"]
     allowed = subprocess.run([*own, "true"], capture_output=True, check=False).returncode == 0
@@ -80,7 +80,7 @@ def test_hosts_that_share_a_folder_train_each_epoch_once_to_the_same_bits(bench,
     after = [[ids[other] for other in sorted(those)] for those in predecessors(units)]
     assert any(after)
     folder = bench.output_dir / "sweeps/sweep/launch"
-    info = data.prepare(bench.config().dataset, bench.output_dir)
+    info = cache.prepare(bench.config().dataset, bench.output_dir)
     settings = Settings(
         output_dir=str(bench.output_dir), data={info.digest: info.folder}, pack_size=64, checkpoint_every_s=0
     )

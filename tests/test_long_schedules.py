@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 from stores import run
 
-from stagetree import connect, drawing, history
-from stagetree.notation import WRITTEN_OUT, brief, short
-from stagetree.tree import Run, Stage, StageTree, canonical_json
+from stagetree.planning import drawing
+from stagetree.report import history
+from stagetree.tracking import connection
+from stagetree.tree.notation import WRITTEN_OUT, brief, short
+from stagetree.tree.stage_tree import Run, Stage, StageTree, canonical_json
 
 N = 10_000
 STAGES = [[1, 1 / (k + 2)] for k in range(N)]
@@ -19,7 +21,7 @@ STAGES = [[1, 1 / (k + 2)] for k in range(N)]
 def recorded(name, stages, **changes):
     """As runs are recorded now."""
     epochs, lrs = zip(*stages, strict=True)
-    tags = connect.in_pieces("stagetree.stages", canonical_json(stages)) if len(stages) > WRITTEN_OUT else {}
+    tags = connection.in_pieces("stagetree.stages", canonical_json(stages)) if len(stages) > WRITTEN_OUT else {}
     return run(name, lrs=brief(lrs), epochs=brief(epochs), tags=tags, metrics={"test/acc": 0.5}, **changes)
 
 
@@ -39,13 +41,15 @@ def test_a_long_list_is_short_for_people_and_another_for_other_values():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("length", [0, 1, connect.LONGEST_TAG, connect.LONGEST_TAG + 1, 12 * connect.LONGEST_TAG])
+@pytest.mark.parametrize(
+    "length", [0, 1, connection.LONGEST_TAG, connection.LONGEST_TAG + 1, 12 * connection.LONGEST_TAG]
+)
 def test_a_text_of_any_length_is_whole_in_tags(length):
     text = "é" * length
-    tags = connect.in_pieces("a.command", text)
-    assert max(map(len, tags.values())) <= connect.LONGEST_TAG
-    assert connect.joined(tags, "a.command") == text
-    assert connect.joined(tags, "another") is None
+    tags = connection.in_pieces("a.command", text)
+    assert max(map(len, tags.values())) <= connection.LONGEST_TAG
+    assert connection.joined(tags, "a.command") == text
+    assert connection.joined(tags, "another") is None
 
 
 def test_long_schedules_are_read_as_they_are_and_were_recorded(load):

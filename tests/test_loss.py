@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stagetree.loss import loss_gradient, loss_sums
+from stagetree.models.losses import loss_gradient, loss_sums
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stagetree.loss import loss_gradient, loss_sums
-from stagetree.model import ACTIVATIONS, Pack, initial_state, sequential
-from stagetree.optimizer import CLASSES, PackOptimizer
+from stagetree.models.losses import loss_gradient, loss_sums
+from stagetree.models.mlp import ACTIVATIONS, Pack, initial_state, sequential
+from stagetree.models.optimizers import CLASSES, PackOptimizer
 
 MODEL = {"hidden_sizes": [6, 5], "activation": "tanh", "dropout": 0.0}
 # A batched product and a plain one add in another order: equal but for rounding.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stagetree.data import DataInfo
-from stagetree.model import ACTIVATIONS, sequential
-from stagetree.network import ACTIVATIONS as OWN
-from stagetree.network import Network, confusion
+from stagetree.data.cache import DataInfo
+from stagetree.models.inference import ACTIVATIONS as OWN
+from stagetree.models.inference import Network, confusion
+from stagetree.models.mlp import ACTIVATIONS, sequential
 
 INFO = DataInfo("", "d", "x", (3, 2, 2), ("a", "b", "c"), 10, 10, 255.0)
 

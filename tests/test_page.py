@@ -13,8 +13,9 @@ from browsers import violations, watched
 from PIL import Image
 from sweeps import small, stagetree
 
-from stagetree import page, ranking, stats, store
-from stagetree.data import DataInfo
+from stagetree.data.cache import DataInfo
+from stagetree.report import page, ranking, statistics
+from stagetree.tracking import store
 
 GRID = [
     "optimizer=sgd,adam", "seed=0,1,2", "trainer.batch_size=16",
@@ -79,7 +80,7 @@ def test_marks_are_of_means_over_seeds_and_never_of_single_runs(gathered, frame)
     assert gathered["runs"]["marks"] == [""] * 18
     lines = ranking.aggregate(frame, "seed")
     mean, std, n = (lines[f"val_acc_{name}"].to_numpy() for name in ("mean", "std", "n"))
-    assert gathered["seeds"]["marks"] == stats.marks(mean, std, n)
+    assert gathered["seeds"]["marks"] == statistics.marks(mean, std, n)
     assert "≈" in gathered["seeds"]["marks"] or "?" in gathered["seeds"]["marks"]
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from stagetree import partition
-from stagetree.partition import even_packs, next_pack, predecessors
-from stagetree.tree import Finished, Run, Stage, StageTree
+from stagetree.tree import units
+from stagetree.tree.stage_tree import Finished, Run, Stage, StageTree
+from stagetree.tree.units import even_packs, next_pack, predecessors
 
 
 def run(*stages, trunk="t", shape="s"):
@@ -14,7 +14,7 @@ def run(*stages, trunk="t", shape="s"):
 def cut_units(tree, workers, pack=None, **epoch_cost):
     """An epoch of any shape costs 1 unless told otherwise."""
     costs = {node.shape: epoch_cost.get(node.shape.strip('"'), 1.0) for node in tree.walk()}
-    return partition.cut_units(tree, workers, costs, dict.fromkeys(costs, pack) if pack else None)
+    return units.cut_units(tree, workers, costs, dict.fromkeys(costs, pack) if pack else None)
 
 
 def grid(n_roots, n_leaves, shape="s"):

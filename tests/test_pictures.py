@@ -11,10 +11,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from sweeps import stagetree
 
-from stagetree import checkpoint, data, export, pictures, store
-from stagetree.mistakes import InputError
-from stagetree.model import sequential
-from stagetree.network import Network
+from stagetree.cli import pictures
+from stagetree.data import cache
+from stagetree.errors import InputError
+from stagetree.models import export
+from stagetree.models.inference import Network
+from stagetree.models.mlp import sequential
+from stagetree.storage import checkpoints
+from stagetree.tracking import store
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,9 @@ def test_a_data_set_is_described(bench, arrays, tmp_path):
 
 def test_statistics_are_those_of_each_channel(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
-    info = data.DataInfo("", "", "x", (3, 4, 4), ("a",), 30, 30, 255.0)
+    info = cache.DataInfo("", "", "x", (3, 4, 4), ("a",), 30, 30, 255.0)
     rows = x.transpose(0, 3, 1, 2).reshape(30, -1)
-    means, stds = pictures.channel_statistics(data.Arrays(info, rows, x, rows, x))
+    means, stds = pictures.channel_statistics(cache.Arrays(info, rows, x, rows, x))
     assert means == pytest.approx((x / 255).mean((0, 1, 2)))
     assert stds == pytest.approx((x / 255).std((0, 1, 2)))
 
@@ -147,8 +151,8 @@ def test_a_run_is_found_by_the_beginning_of_its_id_or_its_name(trained):
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(trained):
-    (uid,) = checkpoint.finished(trained / "mlruns" / "checkpoints").tested
-    record = checkpoint.read_record(trained / "mlruns" / "checkpoints", uid)
+    (uid,) = checkpoints.finished(trained / "mlruns" / "checkpoints").tested
+    record = checkpoints.read_record(trained / "mlruns" / "checkpoints", uid)
     assert '"mean":[0.5]' in record.trunk
 
 

@@ -11,8 +11,8 @@ import pytest
 import sweeps
 from rich.console import Console
 
-from stagetree import progress
-from stagetree.progress import ProgressDisplay
+from stagetree.cli import progress
+from stagetree.cli.progress import ProgressDisplay
 
 NAMES = {"a": "300 lr 0.1", "b": "300 lr 0.2", "c": "300 lr [red]"}
 EVENTS = [

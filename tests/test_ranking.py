@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from stores import NAN, order, run
 
-from stagetree import ranking
-from stagetree.mistakes import InputError
+from stagetree.errors import InputError
+from stagetree.report import ranking
 
 # ---------------------------------------------------------------- rank
 

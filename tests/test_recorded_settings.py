@@ -9,8 +9,11 @@ import pytest
 from pandas import DataFrame
 from pydantic import BaseModel
 
-from stagetree import checks, config, describe, identity, ranking, store
-from stagetree.tree import StageTree
+from stagetree.config import identity, schema, validation
+from stagetree.planning import descriptions
+from stagetree.report import ranking
+from stagetree.tracking import store
+from stagetree.tree.stage_tree import StageTree
 
 CLASSES = ("a", "b", "c")
 GROUPS = ("dataset", "model", "optimizer", "loss", "schedule", "trainer")
@@ -36,7 +39,7 @@ BASE = {
 
 def kinds(group: str) -> list[type[BaseModel]]:
     """The models of a group: one for each `name`."""
-    annotation = config.Config.model_fields[group].annotation
+    annotation = schema.Config.model_fields[group].annotation
     return list(get_args(annotation)) or [annotation]
 
 
@@ -49,12 +52,12 @@ def leaves():
                     yield pytest.param(group, kind, name, id=f"{kind.__name__}.{name}")
             if "name" in kind.model_fields and len(get_args(kind.model_fields["name"].annotation)) > 1:
                 yield pytest.param(group, kind, "name", id=f"{kind.__name__}.name")
-    yield pytest.param("", config.Config, "seed", id="seed")
+    yield pytest.param("", schema.Config, "seed", id="seed")
 
 
 def base(group: str, kind: type[BaseModel], name: str) -> dict[str, Any]:
     """A configuration with this kind of this group, in which the setting has an effect."""
-    chosen = {"dataset": config.Digits, "optimizer": config.SGD, "loss": config.CrossEntropy, group: kind}
+    chosen = {"dataset": schema.Digits, "optimizer": schema.SGD, "loss": schema.CrossEntropy, group: kind}
     values: dict[str, Any] = {"seed": 0, "output_dir": "x"}
     for one in (*GROUPS, "tracking", "report", "predict", "export", "migrate", "ui"):
         fields = chosen.get(one, kinds(one)[0]).model_fields
@@ -76,7 +79,7 @@ def another(kind: type[BaseModel], name: str, now: Any) -> Any:
     return now / 2 + 0.25 if isinstance(now, float) else now + 1
 
 
-def recorded(configs) -> tuple[tuple[describe.RunEntry, ...], DataFrame]:
+def recorded(configs) -> tuple[tuple[descriptions.RunEntry, ...], DataFrame]:
     """What a sweep of these configurations records. Each dataset setting stands for other data."""
     made, infos = {}, {}
     for one in configs:
@@ -88,7 +91,7 @@ def recorded(configs) -> tuple[tuple[describe.RunEntry, ...], DataFrame]:
         made[run_.uid] = (run_, one)
         infos[run_.uid] = SimpleNamespace(name="x", digest=digest, classes=CLASSES, in_features=16, n_train=9, n_test=9)
     runs = {uid: pair[0] for uid, pair in made.items()}
-    entries = describe.describe(
+    entries = descriptions.describe(
         runs,
         {uid: pair[1] for uid, pair in made.items()},
         infos,
@@ -108,14 +111,14 @@ def recorded(configs) -> tuple[tuple[describe.RunEntry, ...], DataFrame]:
 @pytest.mark.parametrize(("group", "kind", "name"), list(leaves()))
 def test_a_setting_that_changes_the_uid_changes_a_param_the_name_and_the_line_of_means(group, kind, name):
     values = base(group, kind, name)
-    first = checks.check(values)
+    first = validation.check(values)
     now = getattr(getattr(first, group) if group else first, name)
     changed = json.loads(json.dumps(values))
     (changed[group] if group else changed)[name] = another(kind, name, now)
-    second = checks.check(changed)
+    second = validation.check(changed)
     configs = [one.model_copy(update={"seed": one.seed + 10 * seed}) for one in (first, second) for seed in (0, 1)]
     entries, frame = recorded(configs)
-    if name in NO_EFFECT or (kind in (config.Digits, config.Torchvision) and name == "root"):
+    if name in NO_EFFECT or (kind in (schema.Digits, schema.Torchvision) and name == "root"):
         assert len(entries) == 2
         return
     assert entries[0].params != entries[2].params
@@ -127,17 +130,17 @@ def test_a_setting_that_changes_the_uid_changes_a_param_the_name_and_the_line_of
 
 def test_runs_of_before_without_the_newer_params_stay_apart_from_those_with_them():
     """Nobody knows how their pixels were normalised."""
-    first = checks.check(base("dataset", config.Digits, "mean"))
+    first = validation.check(base("dataset", schema.Digits, "mean"))
     _, frame = recorded([first, first.model_copy(update={"seed": 1})])
     frame.loc[0, ["trunk", "mean", "std", "device"]] = None
     assert ranking.aggregate(frame, "seed")["n"].tolist() == [1, 1]
 
 
 def test_data_sets_of_one_name_are_told_apart_by_their_digests():
-    values = base("dataset", config.Npz, "root")
+    values = base("dataset", schema.Npz, "root")
     moved = json.loads(json.dumps(values))
     moved["dataset"]["root"] = "elsewhere"
-    entries, frame = recorded([checks.check(values), checks.check(moved)])
+    entries, frame = recorded([validation.check(values), validation.check(moved)])
     digests = [entry.params["dataset_digest"][:8] for entry in entries]
     assert [entry.name for entry in entries] == [f"data {digest} 4 sgd lr 0.1" for digest in digests]
     assert sorted(frame["dataset"]) == sorted(f"small.npz {digest}" for digest in digests)
@@ -145,8 +148,8 @@ def test_data_sets_of_one_name_are_told_apart_by_their_digests():
 
 def test_data_sets_are_named_as_people_name_them():
     labels = {
-        config.Digits: "digits", config.Torchvision: "mnist", config.Emnist: "emnist-balanced", config.Npz: "small.npz",
-        config.ImageFolder: "cats",
+        schema.Digits: "digits", schema.Torchvision: "mnist", schema.Emnist: "emnist-balanced", schema.Npz: "small.npz",
+        schema.ImageFolder: "cats",
     }  # fmt: skip
     for kind in kinds("dataset"):
-        assert checks.check(base("dataset", kind, "root")).dataset.label == labels[kind]
+        assert validation.check(base("dataset", kind, "root")).dataset.label == labels[kind]

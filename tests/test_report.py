@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from stores import run
 
-from stagetree import ranking, report
-from stagetree.mistakes import InputError
+from stagetree.errors import InputError
+from stagetree.report import ranking, table
 
 # ---------------------------------------------------------------- write
 
@@ -25,8 +25,8 @@ def read_back(path):
 def test_the_same_runs_give_the_same_bytes_in_any_order(load, tmp_path):
     frame = load(*(run(name, seed=seed, metrics={"test/acc": 0.9}) for seed, name in enumerate("abcd")))
     for number, shuffled in enumerate(itertools.permutations(range(4))):
-        report.write_csv(ranking.rank(frame.iloc[list(shuffled)]), tmp_path / f"{number}.csv")
-        report.write_csv(ranking.aggregate(frame.iloc[list(shuffled)], "seed"), tmp_path / f"{number}.seeds.csv")
+        table.write_csv(ranking.rank(frame.iloc[list(shuffled)]), tmp_path / f"{number}.csv")
+        table.write_csv(ranking.aggregate(frame.iloc[list(shuffled)], "seed"), tmp_path / f"{number}.seeds.csv")
     assert len({path.read_bytes() for path in tmp_path.glob("*.csv")}) == 2
 
 
@@ -35,7 +35,7 @@ def test_numbers_are_written_exactly_and_stay_numbers(load, tmp_path):
         run("é", seed=2**63 - 1, log10=-1.0, metrics={"test/loss": 0.1 + 0.2, "test/acc": 1e-17}),
         run("z", status="failed", log10=-2.5),
     )
-    report.write_csv(ranking.rank(frame), tmp_path / "leaderboard.csv")
+    table.write_csv(ranking.rank(frame), tmp_path / "leaderboard.csv")
     assert b"\r" not in (tmp_path / "leaderboard.csv").read_bytes()
     header, first, last = read_back(tmp_path / "leaderboard.csv")
     cells = dict(zip(header, first, strict=True))
@@ -55,7 +55,7 @@ def test_numbers_are_written_exactly_and_stay_numbers(load, tmp_path):
 )
 def test_text_that_a_spreadsheet_would_run_is_defused(tmp_path, start):
     frame = pd.DataFrame({"run_name": [f'{start}cmd|" /C calc"!A0, b'], "seed": [-1], f"{start}x": ["plain"]})
-    report.write_csv(frame, tmp_path / "leaderboard.csv")
+    table.write_csv(frame, tmp_path / "leaderboard.csv")
     header, (name, seed, other) = read_back(tmp_path / "leaderboard.csv")
     start = start.replace("\r", "\n")
     assert header == ["run_name", "seed", f"'{start}x"]
@@ -64,25 +64,25 @@ def test_text_that_a_spreadsheet_would_run_is_defused(tmp_path, start):
 
 def test_text_that_no_spreadsheet_would_run_is_left_alone(tmp_path):
     names = ["a=b", "1-2", "x, y", 'say "so"', "two\nlines", "[0.1]"]
-    report.write_csv(pd.DataFrame({"run_name": names}), tmp_path / "leaderboard.csv")
+    table.write_csv(pd.DataFrame({"run_name": names}), tmp_path / "leaderboard.csv")
     assert read_back(tmp_path / "leaderboard.csv")[1:] == [[name] for name in names]
 
 
 def test_a_lone_carriage_return_makes_no_new_line(tmp_path):
-    report.write_csv(pd.DataFrame({"reason": ["one\rtwo\r\nthree"]}), tmp_path / "leaderboard.csv")
+    table.write_csv(pd.DataFrame({"reason": ["one\rtwo\r\nthree"]}), tmp_path / "leaderboard.csv")
     assert read_back(tmp_path / "leaderboard.csv")[1:] == [["one\ntwo\nthree"]]
 
 
 def test_a_leaderboard_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path, monkeypatch):
     path = tmp_path / "made" / "leaderboard.csv"
-    report.write_csv(pd.DataFrame({"rank": [1]}), path)
+    table.write_csv(pd.DataFrame({"rank": [1]}), path)
 
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(InputError, match=r"report.output: cannot write .*, got No space left on device .give another"):
-        report.write_csv(pd.DataFrame({"rank": [2]}), path)
+        table.write_csv(pd.DataFrame({"rank": [2]}), path)
     assert path.read_text() == "rank\n1\n"
     assert list(path.parent.iterdir()) == [path]
 
@@ -92,7 +92,7 @@ def test_a_leaderboard_that_cannot_be_written_leaves_the_old_one_and_nothing_bes
 
 def printed(frame, *, top=20, path=None, **options):
     file = StringIO()
-    report.show(frame, top, Console(file=file, no_color=True, **options), path)
+    table.show(frame, top, Console(file=file, no_color=True, **options), path)
     return file.getvalue()
 
 
@@ -171,12 +171,12 @@ def test_the_last_line_says_how_many_runs_there_are_and_where_the_rest_is(many):
 def test_an_experiment_without_runs_gives_a_clear_line_and_a_file_with_its_header(load, tmp_path):
     path = tmp_path / "leaderboard.csv"
     frame = load()
-    for table in (ranking.rank(frame), ranking.aggregate(frame, "seed")):
-        report.write_csv(table, path)
+    for ranked in (ranking.rank(frame), ranking.aggregate(frame, "seed")):
+        table.write_csv(ranked, path)
         (header,) = read_back(path)
-        assert header == list(table)
+        assert header == list(ranked)
         expected = "no runs yet, so leaderboard.csv has only its header (train one: stagetree train)\n"
-        assert printed(table, path=Path("leaderboard.csv")) == expected
+        assert printed(ranked, path=Path("leaderboard.csv")) == expected
     assert printed(ranking.rank(frame, "val_acc")) == "no runs yet (train one: stagetree train)\n"
 
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from sweeps import events, rows, small, stagetree
 
-from stagetree import checkpoint
+from stagetree.storage import checkpoints
 
 GRID = [
     "model.hidden_sizes=[8],[6,5]", "optimizer=sgd,adam", "schedule.stages=[(2,1e-1),(1,1e-2)],[(2,1e-1),(1,1e-3)]",
@@ -67,7 +67,7 @@ def test_leaderboard_event_logs_and_mlflow_say_the_same(swept, client):
     assert len(found) == len(lines) == 16
     for run in found:
         row, uid = lines[run.info.run_id], run.data.tags["stagetree.uid"]
-        record = checkpoint.read_record(folder / "mlruns/checkpoints", uid)
+        record = checkpoints.read_record(folder / "mlruns/checkpoints", uid)
         assert (row["status"], run.info.status) == ("finished", "FINISHED")
         for name in ("val/loss", "val/acc", "test/loss", "test/acc"):
             assert float(row[name.replace("/", "_")]) == run.data.metrics[name]
@@ -142,8 +142,8 @@ def test_sharing_and_packing_change_no_bit(tmp_path, swept, arrays):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sum(event["kind"] == "epoch" and event["epoch"] > 0 for event in events(tmp_path)) == 48
-    for uid in checkpoint.finished(folder / "mlruns/checkpoints").tested:
-        one, other = [checkpoint.read_record(where / "mlruns/checkpoints", uid) for where in (folder, tmp_path)]
+    for uid in checkpoints.finished(folder / "mlruns/checkpoints").tested:
+        one, other = [checkpoints.read_record(where / "mlruns/checkpoints", uid) for where in (folder, tmp_path)]
         assert (one.weights_sha256, one.test) == (other.weights_sha256, other.test)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stagetree import sampling
-from stagetree.data import DataInfo
+from stagetree.data import sampling
+from stagetree.data.cache import DataInfo
 
 
 @pytest.mark.parametrize(("n", "val_size"), [(50_000, 5000), (1437, 0.2), (1001, 0.25), (7, 0.5), (10, 1), (1000, 0.1)])

@@ -3,16 +3,17 @@
 import pytest
 from test_recorded_settings import base, recorded
 
-from stagetree import checks, config, selection
-from stagetree.mistakes import InputError
+from stagetree.config import schema, validation
+from stagetree.errors import InputError
+from stagetree.report import selection
 
 
-def configured(**changes) -> config.Config:
-    values = base("dataset", config.Npz, "file")
+def configured(**changes) -> schema.Config:
+    values = base("dataset", schema.Npz, "file")
     for path, value in changes.items():
         group, _, name = path.partition("__")
         values = {**values, group: {**values[group], name: value} if name else value}
-    return checks.check(values)
+    return validation.check(values)
 
 
 VARIANTS = [

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stagetree import checkpoint, config, data, sampling
-from stagetree.model import sequential
-from stagetree.optimizer import CLASSES
+from stagetree.config import schema
+from stagetree.data import cache, sampling
+from stagetree.models.mlp import sequential
+from stagetree.models.optimizers import CLASSES
+from stagetree.storage import checkpoints
 
 OTHER = {
     "weight_decay": 0.1, "momentum": 0.7, "dampening": 0.5, "nesterov": True, "betas": [0.5, 0.8], "eps": 0.01,
@@ -35,16 +37,16 @@ def members(union):
 def cases():
     """Each setting in the schema: the group as it is without it, and with another value."""
     for group, classes in (
-        ("optimizer", members(config.AnyOptimizer)), ("loss", members(config.AnyLoss)), ("model", [config.Model]),
+        ("optimizer", members(schema.AnyOptimizer)), ("loss", members(schema.AnyLoss)), ("model", [schema.Model]),
     ):  # fmt: skip
-        for schema in classes:
-            named = schema.model_fields.get("name")
+        for kind in classes:
+            named = kind.model_fields.get("name")
             base = {"name": get_args(named.annotation)[0]} if named else MODEL
-            for setting in schema.model_fields:
+            for setting in kind.model_fields:
                 if setting != "name":
                     before = base | NEEDED.get(setting, {})
                     yield pytest.param(
-                        group, before, {**before, setting: OTHER[setting]}, id=f"{schema.__name__}-{setting}"
+                        group, before, {**before, setting: OTHER[setting]}, id=f"{kind.__name__}-{setting}"
                     )
 
 
@@ -59,10 +61,10 @@ class Dropout(nn.Module):
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator) / (1 - self.p)
 
 
-def plainly(made: config.Config) -> dict[str, torch.Tensor]:
+def plainly(made: schema.Config) -> dict[str, torch.Tensor]:
     """Train as everybody would, with modules, autograd and torch.optim."""
-    info = data.prepare(made.dataset, Path(made.output_dir))
-    arrays = data.load(Path(info.folder), info.digest)
+    info = cache.prepare(made.dataset, Path(made.output_dir))
+    arrays = cache.load(Path(info.folder), info.digest)
     images, labels = torch.tensor(arrays.train_images) / 255, torch.tensor(arrays.train_labels)
     members, _ = sampling.split(info.n_train, made.dataset.val_size, made.dataset.val_seed)
     model, loss = made.model.model_dump(), made.loss.model_dump()
@@ -104,7 +106,7 @@ def test_another_value_gives_other_weights_and_those_of_plain_torch(bench, group
 
     runs = [bench.run(**settings(chosen)) for chosen in (before, after)]
     bench.train(*runs)
-    first, second = [checkpoint.load_weights(bench.checkpoints, run.uid)[1] for run in runs]
+    first, second = [checkpoints.load_weights(bench.checkpoints, run.uid)[1] for run in runs]
     for name, expected in plainly(bench.config(**settings(after))).items():
         # adaptive steps divide by the gradient's size, which magnifies rounding where it is near 0
         torch.testing.assert_close(torch.from_numpy(second[name]), expected, rtol=1e-4, atol=2e-5)

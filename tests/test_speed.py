@@ -2,8 +2,8 @@
 
 import pytest
 
-from stagetree import speed
-from stagetree.speed import Speed
+from stagetree.training import throughput
+from stagetree.training.throughput import Speed
 
 SHAPE = '{"n_params":1000}'
 
@@ -48,29 +48,29 @@ def test_a_step_of_any_size_is_estimated_from_its_neighbours():
 
 
 def test_speeds_are_kept_by_shape(tmp_path):
-    assert speed.find(tmp_path, SHAPE) is None
-    speed.keep(tmp_path, SHAPE, measured(9, 7))
-    assert speed.find(tmp_path, SHAPE) == measured(9, 7)
-    assert speed.find(tmp_path, '{"n_params":1001}') is None
+    assert throughput.find(tmp_path, SHAPE) is None
+    throughput.keep(tmp_path, SHAPE, measured(9, 7))
+    assert throughput.find(tmp_path, SHAPE) == measured(9, 7)
+    assert throughput.find(tmp_path, '{"n_params":1001}') is None
 
 
 def test_another_machine_is_measured_anew(tmp_path, monkeypatch):
-    speed.keep(tmp_path, SHAPE, measured(9, 7))
+    throughput.keep(tmp_path, SHAPE, measured(9, 7))
     monkeypatch.setattr("platform.node", lambda: "another")
-    assert speed.find(tmp_path, SHAPE) is None
+    assert throughput.find(tmp_path, SHAPE) is None
 
 
 def test_a_damaged_file_counts_as_absent(tmp_path):
-    speed.keep(tmp_path, SHAPE, measured(9, 7))
+    throughput.keep(tmp_path, SHAPE, measured(9, 7))
     (path,) = (tmp_path / "speeds").iterdir()
     whole = path.read_bytes()
     for damaged in (whole[:-9], whole.replace(b"9", b"8", 1), b""):
         path.write_bytes(damaged)
-        assert speed.find(tmp_path, SHAPE) is None
+        assert throughput.find(tmp_path, SHAPE) is None
 
 
 def test_packs_fit_into_memory():
-    assert speed.most_members({"n_params": 1000}, 50) == 50
-    assert speed.most_members({"n_params": 10**7}, 50) == 6
-    assert speed.most_members({"n_params": 10**9}, 50) == 1
-    assert speed.most_members({"n_params": 1}, 10**6) == speed.LARGEST
+    assert throughput.most_members({"n_params": 1000}, 50) == 50
+    assert throughput.most_members({"n_params": 10**7}, 50) == 6
+    assert throughput.most_members({"n_params": 10**9}, 50) == 1
+    assert throughput.most_members({"n_params": 1}, 10**6) == throughput.LARGEST

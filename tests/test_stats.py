@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from stagetree import stats
+from stagetree.report import statistics as stats
 
 RNG = np.random.default_rng(0)
 # Test accuracies of 120 seeds of an MLP with 32 hidden units after 5 epochs on scikit-learn's digits (0.1, SGD).

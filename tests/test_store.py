@@ -10,8 +10,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 from stores import EXPERIMENT, INF, NAN, run, uri
 
-from stagetree import store
-from stagetree.mistakes import InputError
+from stagetree.errors import InputError
+from stagetree.tracking import store
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_reading_cannot_write(load, database):
 def test_reading_a_database_imports_neither_mlflow_nor_torch(load, database):
     load(run("a"))
     code = (
-        "import sys; from stagetree import store; store.load(*sys.argv[1:]);"
+        "import sys; from stagetree.tracking import store; store.load(*sys.argv[1:]);"
         "print([name for name in ('mlflow', 'torch') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, uri(database), EXPERIMENT]

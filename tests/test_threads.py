@@ -7,7 +7,7 @@ from concurrent.futures import wait
 
 import pytest
 
-from stagetree.threads import Threads
+from stagetree.tracking.threads import Threads
 
 
 def test_one_thread_makes_calls_in_their_order():
@@ -50,5 +50,5 @@ def test_calls_that_were_not_begun_can_be_dropped():
 
 
 def test_the_end_of_the_process_waits_for_none():
-    code = "from stagetree.threads import Threads; import time; Threads(2).submit(lambda: time.sleep(1000))"
+    code = "from stagetree.tracking.threads import Threads; import time; Threads(2).submit(lambda: time.sleep(1000))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

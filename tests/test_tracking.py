@@ -11,11 +11,14 @@ import pytest
 from mlflow import MlflowClient
 from sweeps import PATIENCE_S, wait_until
 
-from stagetree import audit, checkpoint, data, describe, store
-from stagetree.progress import ProgressDisplay
-from stagetree.tail import Tail, in_a_line
-from stagetree.tracking import Tracker
-from stagetree.tree import StageTree
+from stagetree.cli.progress import ProgressDisplay
+from stagetree.data import cache
+from stagetree.planning import descriptions
+from stagetree.storage import checkpoints
+from stagetree.tracking import audit, store
+from stagetree.tracking.follower import Tail, in_a_line
+from stagetree.tracking.tracker import Tracker
+from stagetree.tree.stage_tree import StageTree
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +41,8 @@ class Recorded:
         runs = {run.uid: run for run in (bench.run(**change) for change in changes)}
         self.good, self.bad = list(runs)[:2], list(runs)[2]
         self.events = bench.train(*runs.values())
-        info = data.prepare(configs[0].dataset, bench.output_dir)
-        self.entries = describe.describe(
+        info = cache.prepare(configs[0].dataset, bench.output_dir)
+        self.entries = descriptions.describe(
             runs, dict(zip(runs, configs, strict=True)), dict.fromkeys(runs, info), StageTree.build(runs.values()),
             dict.fromkeys(runs, "stagetree train"),
         )  # fmt: skip
@@ -62,7 +65,7 @@ class Recorded:
         }  # fmt: skip
         assert "became nan in epoch 1" in frame.set_index("uid")["reason"][self.bad]
         for row in frame[frame["status"] == "finished"].itertuples():
-            record = checkpoint.read_record(self.bench.checkpoints, row.uid)
+            record = checkpoints.read_record(self.bench.checkpoints, row.uid)
             for name in ("train/loss", "val/acc", "lr"):
                 history = client.get_metric_history(row.run_id, name)
                 expected = [(line["epoch"], line[name]) for line in record.history if name in line]
@@ -75,8 +78,8 @@ class Recorded:
 def entries_of(bench, *runs_changes):
     runs = {run.uid: run for run in (bench.run(**changes) for changes in runs_changes)}
     configs = {uid: bench.config(**changes) for uid, changes in zip(runs, runs_changes, strict=True)}
-    info = data.prepare(next(iter(configs.values())).dataset, bench.output_dir)
-    return runs, describe.describe(
+    info = cache.prepare(next(iter(configs.values())).dataset, bench.output_dir)
+    return runs, descriptions.describe(
         runs, configs, dict.fromkeys(runs, info), StageTree.build(runs.values()), dict.fromkeys(runs, "stagetree train")
     )
 

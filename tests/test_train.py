@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import Bench
 
-from stagetree import checkpoint
-from stagetree import train as train_module
-from stagetree.optimizer import CLASSES
-from stagetree.tree import Finished, StageTree
+from stagetree.models.optimizers import CLASSES
+from stagetree.storage import checkpoints
+from stagetree.training import trainer as train_module
+from stagetree.tree.stage_tree import Finished, StageTree
 
 OPTIMIZERS = [
     {"name": "sgd"},
@@ -91,8 +91,8 @@ def test_a_diverged_run_says_why_and_its_neighbours_finish(bench):
     events = bench.train(good, bad)
     (failure,) = [e for e in events if e["kind"] == "failed"]
     assert failure["reason"] == "diverged at lr 1e+38: train/loss became nan in epoch 1"
-    assert checkpoint.read_record(bench.checkpoints, good.uid).test is not None
-    assert checkpoint.read_record(bench.checkpoints, bad.uid) is None
+    assert checkpoints.read_record(bench.checkpoints, good.uid).test is not None
+    assert checkpoints.read_record(bench.checkpoints, bad.uid) is None
 
 
 @pytest.mark.parametrize("optimizer", sorted(CLASSES))
@@ -116,7 +116,7 @@ def test_however_far_runs_blow_up_each_is_trained_once_and_says_diverged_or_has_
     assert [len(e["uids"]) for e in events if e["kind"] == "pack"] == [6]
     reasons = {e["uid"]: e["reason"] for e in events if e["kind"] == "failed"}
     for one in wild:
-        record = checkpoint.read_record(bench.checkpoints, one.uid)
+        record = checkpoints.read_record(bench.checkpoints, one.uid)
         if one.uid in reasons:
             assert reasons[one.uid].startswith(f"diverged at lr {one.stages[0].lr:g}: ")
             assert record is None or record.test is None
@@ -200,7 +200,7 @@ def test_a_finished_run_is_extended_by_the_new_epochs_alone(bench, other):
 def test_a_prefix_that_becomes_a_run_is_only_evaluated(bench, other):
     bench.train(bench.run(schedule={"stages": [[2, 0.1], [1, 0.01]]}))
     prefix = bench.run(schedule={"stages": [[2, 0.1]]})
-    assert checkpoint.read_record(bench.checkpoints, prefix.uid).test is None
+    assert checkpoints.read_record(bench.checkpoints, prefix.uid).test is None
     assert sum(trained(bench.train(prefix)).values()) == 0
     other.train(prefix)
     assert bench.bits(prefix) == other.bits(prefix)
@@ -219,8 +219,8 @@ def test_a_state_within_a_run_has_no_test_figures_even_beside_one_that_ends(benc
     """Invariant 7."""
     ends, goes_on = bench.run(schedule={"stages": [[2, 0.1]]}), bench.run(seed=1)
     bench.train(ends, goes_on)
-    assert checkpoint.read_record(bench.checkpoints, ends.uid).test is not None
-    assert checkpoint.read_record(bench.checkpoints, first_state(goes_on)).test is None
+    assert checkpoints.read_record(bench.checkpoints, ends.uid).test is not None
+    assert checkpoints.read_record(bench.checkpoints, first_state(goes_on)).test is None
 
 
 def test_evaluating_the_test_set_each_epoch_changes_no_result(bench, other):
@@ -250,12 +250,12 @@ def test_an_error_in_one_member_is_found_inside_its_pack(bench, monkeypatch):
     )  # fmt: skip
     events = bench.train(*runs)
     assert [e["reason"] for e in events if e["kind"] == "failed"] == ["MemoryError: too much"]
-    done = checkpoint.finished(bench.checkpoints)
+    done = checkpoints.finished(bench.checkpoints)
     assert [run.uid in done.tested for run in runs] == [True, True, True, False, True]
 
 
 def test_nothing_finished_is_an_empty_set(bench):
-    assert checkpoint.finished(bench.checkpoints) == Finished()
+    assert checkpoints.finished(bench.checkpoints) == Finished()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[:3], ids=lambda o: "-".join(map(str, o.values())))
@@ -264,7 +264,7 @@ def test_bfloat16_learns_what_float32_does_with_float32_weights(bench, optimizer
     for precision in ("float32", "bfloat16"):
         run = bench.run(optimizer=optimizer, schedule={"stages": [[6, 0.05]]}, trainer__precision=precision)
         bench.train(run)
-        record, weights, _ = checkpoint.load(bench.checkpoints, run.uid)
+        record, weights, _ = checkpoints.load(bench.checkpoints, run.uid)
         assert {value.dtype for value in weights.values()} == {torch.float32}
         figures[precision] = [line["train/loss"] for line in record.history if line["epoch"]]
     assert figures["bfloat16"] != figures["float32"]

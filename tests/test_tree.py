@@ -9,8 +9,7 @@ from itertools import product
 
 import pytest
 
-from stagetree.partition import cut_units
-from stagetree.tree import (
+from stagetree.tree.stage_tree import (
     Finished,
     Run,
     Stage,
@@ -20,6 +19,7 @@ from stagetree.tree import (
     path_to,
     prefix_uid,
 )
+from stagetree.tree.units import cut_units
 
 
 def run(*stages, trunk="t", shape="s"):
@@ -42,7 +42,7 @@ def test_a_uid_is_the_same_in_every_process_and_on_every_machine():
     uid = prefix_uid(trunk, (Stage(20, 1e-1), Stage(10, 1e-3)))
     expected = "f839740d1dfd9a61c205165a1c70ddbe06aed976fb5cf554de9d93b83aa0aae7"
     assert uid == expected
-    code = f"from stagetree.tree import *; print(prefix_uid({trunk!r}, (Stage(20, 0.1), Stage(10, 0.001))))"
+    code = f"from stagetree.tree.stage_tree import *; print(prefix_uid({trunk!r}, (Stage(20, 0.1), Stage(10, 0.001))))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == expected
 

@@ -11,8 +11,10 @@ from stores import EXPERIMENT
 from sweeps import events, small, stagetree
 
 import stagetree as package
-from stagetree import api, checkpoint, store
-from stagetree.verify import verify
+from stagetree import api
+from stagetree.report.verification import verify
+from stagetree.storage import checkpoints
+from stagetree.tracking import store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
@@ -190,6 +192,6 @@ def test_deleted_checkpoints_are_no_damage(swept):
     for path in swept.checkpoints.iterdir():
         path.unlink()
     assert swept.verify()[0]
-    assert not checkpoint.finished(swept.checkpoints).tested
+    assert not checkpoints.finished(swept.checkpoints).tested
     swept.sweep()
     assert swept.verify()[0]

@@ -5,12 +5,13 @@ import time
 
 import pytest
 
-from stagetree import checkpoint, walk
-from stagetree.claims import store_claims
-from stagetree.events import EventReader
-from stagetree.stopping import Stopped, Watch
-from stagetree.tree import Stage, StageTree, path_to, prefix_uid
-from stagetree.unit import Settings, write_unit
+from stagetree.execution import worker
+from stagetree.execution.shutdown import Stopped, Watch
+from stagetree.storage import checkpoints
+from stagetree.storage.event_log import EventReader
+from stagetree.storage.locks import store_claims
+from stagetree.storage.tasks import Settings, write_unit
+from stagetree.tree.stage_tree import Stage, StageTree, path_to, prefix_uid
 
 STAGES = [[2, 0.05], [3, 0.01]]
 
@@ -26,9 +27,9 @@ def epochs(events):
 
 def unit(bench, *runs, **settings):
     """Plan as if nothing were there, and write the unit."""
-    from stagetree import data
+    from stagetree.data import cache
 
-    info = data.prepare(bench.config().dataset, bench.output_dir)
+    info = cache.prepare(bench.config().dataset, bench.output_dir)
     bench.launches += 1
     folder = bench.output_dir / f"launch{bench.launches}"
     chosen = Settings(output_dir=str(bench.output_dir), data={info.digest: info.folder}, **settings)
@@ -42,9 +43,9 @@ def events(folder):
 
 def test_a_unit_that_is_run_again_trains_nothing_again(bench, run):
     folder = unit(bench, run)
-    walk.train_unit(folder, "0000")
+    worker.train_unit(folder, "0000")
     before = bench.bits(run)
-    walk.train_unit(folder, "0000")
+    worker.train_unit(folder, "0000")
     assert epochs(events(folder)) == [1, 2, 3, 4, 5]
     assert bench.bits(run) == before
 
@@ -53,7 +54,7 @@ def test_a_unit_goes_on_from_later_states_than_its_plan_knew(bench, other, run):
     other.train(run)
     bench.train(bench.run(schedule={"stages": [[2, 0.05], [1, 0.01]]}, optimizer={"name": "adam"}, model__dropout=0.1))
     folder = unit(bench, run)
-    walk.train_unit(folder, "0000")
+    worker.train_unit(folder, "0000")
     assert epochs(events(folder)) == [4, 5]
     assert bench.bits(run) == other.bits(run)
 
@@ -63,9 +64,9 @@ def test_a_state_that_is_gone_is_trained_again_with_what_leads_to_it(bench, othe
     bench.train(run)
     first, last = [prefix_uid(run.trunk, run.stages[:k]) for k in (1, 2)]
     for uid in (first, last):
-        checkpoint.remove(bench.checkpoints, uid)
+        checkpoints.remove(bench.checkpoints, uid)
     (node,) = StageTree.build([run]).roots[0].children
-    assert [one.uid for one in path_to(node, checkpoint.finished(bench.checkpoints))] == [first, last]
+    assert [one.uid for one in path_to(node, checkpoints.finished(bench.checkpoints))] == [first, last]
     assert epochs(bench.train(run)) == [1, 2, 3, 4, 5]
     assert bench.bits(run) == other.bits(run)
 
@@ -73,14 +74,14 @@ def test_a_state_that_is_gone_is_trained_again_with_what_leads_to_it(bench, othe
 def test_a_state_that_stays_damaged_fails_with_its_name(bench, run, monkeypatch):
     bench.train(run)
     longer = bench.run(schedule={"stages": [*STAGES, [1, 0.001]]}, optimizer={"name": "adam"}, model__dropout=0.1)
-    real = checkpoint.load
+    real = checkpoints.load
 
     def load(folder, uid):
         if uid == run.uid:
-            raise checkpoint.StateError(uid, f"{uid}: a bad sector", "buy a disk")
+            raise checkpoints.StateError(uid, f"{uid}: a bad sector", "buy a disk")
         return real(folder, uid)
 
-    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(checkpoints, "load", load)
     (failure,) = [event for event in bench.train(longer) if event["kind"] == "failed"]
     assert "twice in a row" in failure["reason"]
     assert run.uid in failure["reason"]
@@ -91,7 +92,7 @@ def test_what_another_process_trains_is_waited_for_and_taken_over(bench, other, 
     other.train(run)
     claims, busy = store_claims(bench.output_dir), {prefix_uid(run.trunk, run.stages[:1])}
     real = claims.take
-    monkeypatch.setattr("stagetree.claims.Claims.take", lambda _, name: name not in busy and real(name))
+    monkeypatch.setattr("stagetree.storage.locks.Claims.take", lambda _, name: name not in busy and real(name))
     folder = unit(bench, run)
 
     def another():
@@ -104,7 +105,7 @@ def test_what_another_process_trains_is_waited_for_and_taken_over(bench, other, 
     bench.checkpoints.mkdir()
     thread = threading.Thread(target=another)
     thread.start()
-    walk.train_unit(folder, "0000")
+    worker.train_unit(folder, "0000")
     thread.join()
     assert epochs(events(folder)) == [3, 4, 5]
     assert bench.bits(run) == other.bits(run)
@@ -118,7 +119,7 @@ def test_a_stopped_unit_keeps_the_last_epoch_and_goes_on_with_the_same_bits(
 ):
     """160 pictures are 10 minibatches. A long epoch is broken off and begins again; a quick one is ended."""
     other.train(run)
-    monkeypatch.setattr("stagetree.train.QUICK_S", quick_s)
+    monkeypatch.setattr("stagetree.training.trainer.QUICK_S", quick_s)
     folder, calls = unit(bench, run, checkpoint_every_s=3600.0), []
     real = Watch.check
 
@@ -129,7 +130,7 @@ def test_a_stopped_unit_keeps_the_last_epoch_and_goes_on_with_the_same_bits(
         real(watch)
 
     monkeypatch.setattr(Watch, "check", check)
-    assert walk.train_unit(folder, "0000")["stopped"] == "asked to stop"
+    assert worker.train_unit(folder, "0000")["stopped"] == "asked to stop"
     done = epochs(events(folder))
     assert done != [1, 2, 3, 4, 5]
     monkeypatch.setattr(Watch, "check", real)
@@ -139,7 +140,7 @@ def test_a_stopped_unit_keeps_the_last_epoch_and_goes_on_with_the_same_bits(
 
 
 def records(bench):
-    return [checkpoint.read_record(bench.checkpoints, path.stem) for path in bench.checkpoints.glob("*.json")]
+    return [checkpoints.read_record(bench.checkpoints, path.stem) for path in bench.checkpoints.glob("*.json")]
 
 
 def test_a_stop_file_ends_a_unit_before_it_begins(bench, run):
@@ -157,7 +158,7 @@ def test_states_of_before_do_not_count_for_a_fresh_launch(bench, run):
     time.sleep(0.05)
     (bench.output_dir / "now").touch()
     folder = unit(bench, run, since=(bench.output_dir / "now").stat().st_mtime)
-    walk.train_unit(folder, "0000")
+    worker.train_unit(folder, "0000")
     assert epochs(events(folder)) == [1, 2, 3, 4, 5]
     assert bench.bits(run) == before
 
@@ -176,7 +177,7 @@ def test_a_prefix_within_a_stage_is_a_path_of_its_own(run):
 def test_states_that_vanish_as_soon_as_they_are_kept_fail_their_run(bench, run):
     """Without an end to it, a unit would train them for ever."""
     folder = unit(bench, run, since=time.time() + 3600)
-    failed = walk.train_unit(folder, "0000")["failed"]
+    failed = worker.train_unit(folder, "0000")["failed"]
     assert "is gone again" in failed[run.uid]
 
 

@@ -5,8 +5,8 @@ import subprocess
 import pytest
 from sweeps import PATIENCE_S, command, small, wait_until
 
-from stagetree.mistakes import InputError
-from stagetree.watch import watch
+from stagetree.cli.watch import watch
+from stagetree.errors import InputError
 
 
 def test_a_second_terminal_follows_a_sweep_to_its_end(tmp_path, arrays):

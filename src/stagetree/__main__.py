@@ -1,5 +1,5 @@
 """`python -m stagetree`."""
 
-from stagetree.cli import main
+from stagetree.cli.main import main
 
 main()

@@ -21,11 +21,13 @@ from hydra.core.utils import setup_globals
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from stagetree import cli, prepare, runner
-from stagetree.compose import Job, compose_grid
-from stagetree.launch import choose_engine, end_idle_workers
-from stagetree.mistakes import InputError, composition_mistake
-from stagetree.notation import listed_stages
+from stagetree import runner
+from stagetree.cli import main
+from stagetree.config.composition import Job, compose_grid
+from stagetree.errors import InputError, composition_mistake
+from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
+from stagetree.planning import planner
+from stagetree.tree.notation import listed_stages
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -72,7 +74,7 @@ def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
 
     with composed(overrides, config_dir) as (context, config, jobs):
         engine = choose_engine(context, config, jobs[0])
-        summary = dict(prepare.plan(jobs, workers=engine.workers, here=engine.here, measure=True).summary)
+        summary = dict(planner.plan(jobs, workers=engine.workers, here=engine.here, measure=True).summary)
     frame = DataFrame(summary.pop("runs"))
     frame.attrs = summary
     return frame
@@ -104,7 +106,7 @@ def composed(
     overrides: Sequence[str], config_dir: str | Path | None
 ) -> Iterator[tuple[HydraContext, DictConfig, list[Job]]]:
     """Compose the grid; what Hydra's launchers do to the root logger is undone at the end."""
-    search_path = create_config_search_path(str(cli.conf_dir()))
+    search_path = create_config_search_path(str(main.conf_dir()))
     if config_dir is not None:
         path = Path(config_dir).resolve()
         if not path.is_dir():

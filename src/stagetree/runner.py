@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from stagetree import checkpoint
-from stagetree.claims import store_claims
-from stagetree.compose import Job
-from stagetree.config import Config
-from stagetree.crew import Crew, MachineError
-from stagetree.describe import write_entries
-from stagetree.engine import Engine
-from stagetree.prepare import Plan, plan
-from stagetree.progress import ProgressDisplay
+from stagetree.cli.progress import ProgressDisplay
+from stagetree.config.composition import Job
+from stagetree.config.schema import Config
+from stagetree.execution.engine import Engine
+from stagetree.execution.shutdown import Interrupted, Launching
+from stagetree.execution.supervisor import Crew, MachineError
+from stagetree.planning.descriptions import write_entries
+from stagetree.planning.planner import Plan, plan
 from stagetree.redact import redact, redact_words
-from stagetree.stopping import Interrupted, Launching
-from stagetree.tail import Tail, in_a_line
-from stagetree.tracking import Tracker
+from stagetree.storage import checkpoints
+from stagetree.storage.locks import store_claims
+from stagetree.tracking.follower import Tail, in_a_line
+from stagetree.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,9 +71,9 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
     if not planned.config.quiet:
         planned.show(Console())
     output_dir = Path(planned.config.output_dir).resolve()
-    checkpoints = checkpoint.folder_of(output_dir)
-    for folder in (checkpoints, output_dir / "data"):
-        checkpoint.remove_leftovers(folder)
+    states = checkpoints.folder_of(output_dir)
+    for folder in (states, output_dir / "data"):
+        checkpoints.remove_leftovers(folder)
     # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
     # To the microsecond: a notebook launches the same sweep twice within a second.
     launch_id = f"{datetime.now():%Y%m%dT%H%M%S.%f}-{socket.gethostname()}-{os.getpid()}"
@@ -99,7 +99,7 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
     with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
         # whoever finds this file finds its launch alive
         said = {**planned.summary, "command": list(command)}
-        checkpoint.write_atomic(folder / "sweep.json", json.dumps(said).encode())
+        checkpoints.write_atomic(folder / "sweep.json", json.dumps(said).encode())
         try:
             Crew(planned, output_dir, folder, engine, since).train(planned.units)
         except MachineError as error:
@@ -114,8 +114,8 @@ def _outcome(
 ) -> Outcome:
     """Rank this sweep's runs, print the top and write the files."""
     config, several = planned.config, len(planned.runs) > 1
-    folder = checkpoint.folder_of(Path(config.output_dir))
-    records = [checkpoint.find(folder, uid, since=since) for uid in planned.runs]
+    folder = checkpoints.folder_of(Path(config.output_dir))
+    records = [checkpoints.find(folder, uid, since=since) for uid in planned.runs]
     finished = [record for record in records if record is not None and record.test is not None]
     scores = [record.history[-1].get("val/acc", record.test["test/acc"]) for record in finished]
     objective = max(scores, default=math.nan)
@@ -125,19 +125,20 @@ def _outcome(
             "The results are kept; run the same command again to record them."
         )
         return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)
-    from stagetree import ranking, report, store
-    from stagetree.connect import cut
+    from stagetree.report import ranking, table
+    from stagetree.tracking import store
+    from stagetree.tracking.connection import cut
 
     experiment = store.load(config.store_uri, config.tracking.experiment)
     frame = experiment[experiment["uid"].isin(planned.runs)]
     ranked = ranking.rank(frame, config.report.metric)
     files = _write(config, ranked, frame, command) if several else []
     best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
-    note = f"`{cut(command, NOTED_CHARACTERS)}`\n\n{report.summary(ranked)}\n\n{report.to_markdown(ranked, NOTED)}"
+    note = f"`{cut(command, NOTED_CHARACTERS)}`\n\n{table.summary(ranked)}\n\n{table.to_markdown(ranked, NOTED)}"
     _publish(planned, best, note, files, ranking.useful_columns(experiment))
     lines = []
     if not config.quiet:
-        report.show(ranked, config.report.top, Console(), files[0] if files else None)
+        table.show(ranked, config.report.top, Console(), files[0] if files else None)
         if len(files) > 1:
             lines.append(f"{files[1]}  shows this with curves, settings and mistakes, in any browser")
         lines.append("stagetree ui  opens these runs in MLflow")
@@ -152,12 +153,12 @@ def _outcome(
 
 def _write(config: Config, ranked: "DataFrame", frame: "DataFrame", command: str = "") -> list[Path]:
     """Write the leaderboard as CSV and, if it is wanted, as a page; return both paths."""
-    from stagetree import report
+    from stagetree.report import table
 
     paths = [Path(config.report.output)]
-    report.write_csv(ranked, paths[0])
+    table.write_csv(ranked, paths[0])
     if config.report.page_path and not frame.empty:
-        from stagetree.page import Source, write_page
+        from stagetree.report.page import Source, write_page
 
         paths.append(config.report.page_path)
         source = Source(frame, config.store_uri, Path(config.output_dir), config.report.metric, command)
@@ -169,7 +170,7 @@ def _publish(
     planned: Plan, best: "DataFrame", note: str, files: Sequence[Path], columns: tuple[list[str], list[str]]
 ) -> None:
     """Describe the sweep in MLflow, and log its best run as a model. The results do not depend on it."""
-    from stagetree.publish import Publisher
+    from stagetree.report.publishing import Publisher
 
     config = planned.config
     try:
@@ -187,18 +188,19 @@ def _publish(
 
 def leaderboard(config: Config, overrides: Sequence[str]) -> None:
     """Rank the runs of the experiment that the overrides select, print the top and write the files."""
-    from stagetree import report
+    from stagetree.report import table
 
     ranked, frame = rank_all(config, overrides)
     files = _write(config, ranked, frame)
-    report.show(ranked, config.report.top, Console(), files[0])
+    table.show(ranked, config.report.top, Console(), files[0])
     for page in files[1:]:
         print(f"{page}  shows this with curves, settings and mistakes, in any browser")
 
 
 def rank_all(config: Config, overrides: Sequence[str]) -> "tuple[DataFrame, DataFrame]":
     """Rank the runs of the experiment that the overrides select: the leaderboard, and what it was made from."""
-    from stagetree import ranking, selection, store
+    from stagetree.report import ranking, selection
+    from stagetree.tracking import store
 
     frame = selection.select(store.load(config.store_uri, config.tracking.experiment), config, overrides)
     if config.report.group_by:

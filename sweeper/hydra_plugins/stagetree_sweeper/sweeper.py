@@ -28,7 +28,7 @@ class StagetreeSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from stagetree.cli import is_own, train_grid
+        from stagetree.cli.main import is_own, train_grid
 
         if not is_own(self.task_function):
             from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

@@ -1,0 +1,52 @@
+"""`stagetree ui`: MLflow's own user interface on what was recorded."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from stagetree.config.schema import Config
+from stagetree.errors import InputError
+from stagetree.tracking.connection import VIEW, VIEW_TAG, connect
+
+
+def serve(config: Config) -> None:
+    """Replace this process by MLflow's server, after printing the address of the experiment's runs.
+
+    Raises:
+        InputError: nothing was recorded yet, the port is taken, or the runs are on a server already.
+    """
+    output_dir = Path(config.output_dir).resolve()
+    if config.tracking.uri is None and not (output_dir / "mlflow.db").exists():
+        raise InputError(f"output_dir: no runs are recorded in {output_dir} (train first, or give output_dir=...)")
+    uri = config.store_uri
+    if urlsplit(uri).scheme in ("http", "https"):
+        raise InputError(f"tracking.uri: the runs are on a server already (open {uri} in a browser)")
+    port = _free_port(config.ui.port)
+
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with it the server is 15 processes
+    experiment = connect(uri).get_experiment_by_name(config.tracking.experiment)
+    if experiment is None:
+        raise InputError(f"tracking.experiment: {config.tracking.experiment!r} has no runs in {uri} (train first)")
+    # Without the parameter MLflow opens an overview for language models.
+    address = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    if VIEW_TAG in experiment.tags:
+        address += f"&viewStateShareKey={VIEW}"
+    print(address, flush=True)
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the arguments, where all users of a machine see it
+    command = [sys.executable, "-m", "mlflow", "server"]
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
+
+
+def _free_port(port: int) -> int:
+    """Check that the port can be had; 0 picks one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no obstacle
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"ui.port: {port} cannot be had on 127.0.0.1: {error.strerror} (give another with --port)"
+            ) from None
+        return probe.getsockname()[1]

@@ -1,0 +1,303 @@
+"""Data sets as four arrays on disk that all workers map, identified by their content."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagetree.config.schema import Dataset
+from stagetree.data import readers
+from stagetree.errors import InputError
+from stagetree.storage.checkpoints import read_sealed, write_sealed
+from stagetree.tree.stage_tree import canonical_json
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What is known of a prepared data set without opening its arrays.
+
+    The digest is all of it that decides numbers. Sources of one content may differ in image shape and class names: each
+    has its own in its entry of the cache's index, and `data.json` beside the arrays has those prepared last.
+    """
+
+    folder: str
+    digest: str
+    """sha256 over types, shapes and bytes of the arrays: content only, wherever and however it was stored."""
+    name: str
+    image_shape: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: tuple[str, ...]
+    n_train: int
+    n_test: int
+    scale: float
+    """Pixels are divided by this: 255 for bytes, 1 for the user's own floats."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of it."""
+    float_range: tuple[float, float] | None = None
+    """Lowest and highest of the user's own floats; `None`: bytes."""
+
+    @property
+    def in_features(self) -> int:
+        channels, height, width = self.image_shape
+        return channels * height * width
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set mapped into memory: images `(n, in_features)`, channel by channel, and int64 labels `(n,)`."""
+
+    info: DataInfo
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+# ---------------------------------------------------------------- prepare, load
+
+
+def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
+    """Bring a data set into the cache, unless its source is unchanged, and check it.
+
+    Runs once, in the launching process; two that do so at a time are fine.
+
+    Raises:
+        InputError: naming what is wrong with the source, or with the settings for this data.
+    """
+    cache = output_dir / "data"
+    # what decides the arrays, not how they are normalised or divided
+    ignored = {"mean", "std", "val_size", "val_seed", "duplicates"}
+    source = dataset.model_dump(mode="json", exclude=ignored) | {"root": str(Path(dataset.root).resolve())}
+    index = cache / f"{hashlib.sha256(canonical_json(source).encode()).hexdigest()[:16]}.json"
+    fingerprint = readers.fingerprint(dataset)
+    info = _from_index(index, fingerprint)
+    if info is None:
+        arrays, fingerprint = _read_settled(dataset, fingerprint)
+        _check(arrays, dataset)
+        info = _store(arrays, dataset.name, cache)
+        write_sealed(index, {"fingerprint": fingerprint, "info": asdict(info)})
+    _describe(info)
+    _check_settings(dataset, info)
+    return replace(info, notes=(() if dataset.duplicates == "ignore" else info.notes) + _range_notes(dataset, info))
+
+
+def _read_settled(dataset: Dataset, fingerprint: str) -> tuple[readers.Source, str]:
+    """Read a source that nobody writes to meanwhile, and say in which state it is."""
+    for _ in range(3):  # a download that was begun earlier is completed by the first
+        before, source, fingerprint = fingerprint, readers.read(dataset), readers.fingerprint(dataset)
+        if before in (fingerprint, ""):
+            return source, fingerprint
+    raise InputError(f"{dataset.root}: the data changes while it is read (run this again when it is complete)")
+
+
+def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
+    """What the cache holds, undamaged, of a source in this very state."""
+    try:
+        entry = read_sealed(index)
+        if entry["fingerprint"] != fingerprint:
+            return None
+        folder = index.parent / Path(entry["info"]["folder"]).name  # nothing outside the cache
+        return _open(_to_info(entry["info"], folder)).info
+    except Exception:
+        return None  # it is only a cache: read the source again
+
+
+def _open(info: DataInfo) -> "Arrays":
+    """Map the arrays of a folder of the cache, and verify their digest.
+
+    Raises:
+        Exception: they are gone or damaged; what numpy says of a damaged header is of many kinds.
+    """
+    # mode "c": nothing is written to the file, and torch takes the array without a warning
+    arrays = {key: np.load(Path(info.folder) / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
+    if _digest(arrays) != info.digest:
+        raise ValueError(f"{info.folder}: damaged")
+    return Arrays(info, **arrays)
+
+
+def _read_info(folder: Path) -> DataInfo:
+    return _to_info(read_sealed(folder / "data.json"), folder)
+
+
+def _to_info(values: Mapping[str, Any], folder: Path) -> DataInfo:
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return DataInfo(**{**plain, "folder": str(folder)})
+
+
+def _describe(info: DataInfo) -> None:
+    """Say beside the arrays what they are, where the last source of this content said otherwise."""
+    folder = Path(info.folder)
+    try:
+        known = _read_info(folder)
+    except Exception:
+        known = None  # gone or damaged
+    if known != info:
+        write_sealed(folder / "data.json", {**asdict(info), "folder": ""})
+
+
+def _store(source: readers.Source, name: str, cache: Path) -> DataInfo:
+    arrays = {key: np.ascontiguousarray(getattr(source, key)) for key in ARRAYS}
+    image_shape = tuple(map(int, arrays["train_images"].shape[1:]))
+    flat = {key: array.reshape(len(array), -1) if array.ndim > 1 else array for key, array in arrays.items()}
+    digest = _digest(flat)
+    info = DataInfo(
+        folder=str(cache / digest[:16]),
+        digest=digest,
+        name=name,
+        image_shape=image_shape,
+        classes=source.classes,
+        n_train=len(flat["train_labels"]),
+        n_test=len(flat["test_labels"]),
+        scale=255.0 if flat["train_images"].dtype == np.uint8 else 1.0,
+        notes=_notes(name, flat),
+        float_range=_float_range(flat),
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=cache, prefix=".new-"))
+    try:
+        for key, array in flat.items():
+            np.save(aside / f"{key}.npy", array, allow_pickle=False)
+        write_sealed(aside / "data.json", {**asdict(info), "folder": ""})
+        if not _is_there(info):
+            shutil.rmtree(info.folder, ignore_errors=True)  # damaged
+            os.replace(aside, info.folder)
+    except OSError:
+        if not Path(info.folder).exists():  # else another process was quicker with the same content
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return info
+
+
+def _is_there(info: DataInfo) -> bool:
+    """Whether a source of the same content was stored before, or by a quicker process."""
+    try:
+        _open(info)
+    except Exception:
+        return False
+    return True
+
+
+def _float_range(arrays: Mapping[str, np.ndarray]) -> tuple[float, float] | None:
+    images = [arrays["train_images"], arrays["test_images"]]
+    if images[0].dtype == np.uint8:
+        return None
+    return float(min(part.min() for part in images)), float(max(part.max() for part in images))
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for key in ARRAYS:
+        digest.update(f"{arrays[key].dtype.str}{arrays[key].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).data)
+    return digest.hexdigest()
+
+
+def find(digest: str, output_dir: Path) -> DataInfo:
+    """What is known of data that was prepared before, by its digest.
+
+    Raises:
+        InputError: it is gone.
+    """
+    folder = output_dir / "data" / digest[:16]
+    try:
+        return _read_info(folder)
+    except Exception:
+        raise InputError(f"{folder}: the prepared data is gone (launch the sweep again; it is made again)") from None
+
+
+def load(folder: Path, digest: str) -> Arrays:
+    """Map a prepared data set read-only, so that workers share its pages, and verify its digest.
+
+    Raises:
+        InputError: it is gone or damaged.
+    """
+    try:
+        arrays = _open(_read_info(folder))
+    except Exception:
+        arrays = None
+    if arrays is None or arrays.info.digest != digest:
+        raise InputError(
+            f"{folder}: the prepared data is gone or damaged (run the same command again; it is made again)"
+        )
+    return arrays
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check(source: readers.Source, dataset: Dataset) -> None:
+    """Refuse what cannot be trained on."""
+    if source.test_images.shape[1:] != source.train_images.shape[1:]:
+        shapes = f"{source.train_images.shape[1:]} and {source.test_images.shape[1:]}"
+        raise InputError(f"{dataset.root}: training and test pictures must have one shape, got {shapes}")
+    if source.train_images.dtype != source.test_images.dtype:
+        types = f"{source.train_images.dtype} and {source.test_images.dtype}"
+        raise InputError(f"{dataset.root}: training and test pictures must have one type, got {types}")
+    n_classes = len(source.classes)
+    for part, labels in (("training", source.train_labels), ("test", source.test_labels)):
+        outside = labels[(labels < 0) | (labels >= n_classes)]
+        if len(outside):
+            raise InputError(
+                f"{dataset.root}: {part} labels must be 0 to {n_classes - 1}, got {outside[0]} "
+                "(every class needs training pictures)"
+            )
+    counts = np.bincount(source.train_labels, minlength=n_classes)
+    empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+        raise InputError(
+            f"{dataset.root}: no training pictures of class {', '.join(empty)} (add some, or number the classes anew)"
+        )
+
+
+def _notes(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Count test pictures that stand among the training pictures too."""
+    train = {row.tobytes() for row in arrays["train_images"]}
+    both = sum(row.tobytes() in train for row in arrays["test_images"])
+    n_test = len(arrays["test_images"])
+    return (f"{name}: {both} of {n_test} test pictures stand in the training set too",) if both else ()
+
+
+def _check_settings(dataset: Dataset, info: DataInfo) -> None:
+    channels = info.image_shape[0]
+    for name in ("mean", "std"):
+        given = getattr(dataset, name)
+        if len(given) not in (0, 1, channels):
+            raise InputError(f"dataset.{name}: needs 1 value or one for each of {channels} channels, got {list(given)}")
+    n_val = val_count(info.n_train, dataset.val_size)
+    if n_val >= info.n_train:
+        raise InputError(f"dataset.val_size: must leave pictures to train on, got {n_val} of {info.n_train}")
+    if dataset.val_size and not n_val:
+        raise InputError(f"dataset.val_size: {dataset.val_size} of {info.n_train} pictures is none (set 0 for none)")
+    if info.notes and dataset.duplicates == "error":
+        raise InputError(f"{info.notes[0]} (remove them, or set dataset.duplicates=warn)")
+
+
+def _range_notes(dataset: Dataset, info: DataInfo) -> tuple[str, ...]:
+    """Tell of floats that look like pixels nobody divided.
+
+    Raises:
+        InputError: they are images of bytes without a doubt.
+    """
+    low, high = info.float_range or (0.0, 0.0)
+    if dataset.std or low < 0 or high <= 1.5:  # standardised values lie on both sides of 0
+        return ()
+    said = f"{info.name}: floats are taken as they are, and these go from {low:g} to {high:g}"
+    cure = "save bytes as uint8, divide them to 0..1, or set dataset.std, [1] for as they are"
+    if high > 127 and info.image_shape[:2] != (1, 1):
+        raise InputError(f"{said}, expected about 0 to 1 for images ({cure})")
+    return (f"{said} (if that is not meant: {cure})",)
+
+
+def val_count(n: int, val_size: int | float) -> int:
+    """Pictures of `n` that are held out for validation."""
+    # random_split floors each share and deals what is left over from the first, the training set, on
+    return val_size if isinstance(val_size, int) else int(np.floor(n * val_size))

@@ -1,0 +1,78 @@
+"""What runs the units of a sweep: anything that has workers, in this process, on this machine or on a cluster."""
+
+import time
+import traceback
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from stagetree.errors import InputError
+from stagetree.execution.shutdown import is_training, leave_ctrl_c_to_the_launcher, stop_asked, training
+from stagetree.storage.locks import store_claims
+from stagetree.storage.tasks import UnseenError, mark_ended, output_dir_of, take_unit
+
+WAIT_S = 0.1
+
+Units = Mapping[str, Collection[str]]
+"""Unit ids in the order in which they are to be started, each with those that train the states it starts from."""
+Result = Mapping[str, Any]
+"""Plain data from a worker: its `unit`, and what stopped it, if anything, as `error`."""
+
+
+class Engine(Protocol):
+    """What finds workers for units."""
+
+    workers: int
+    """Units that run at a time."""
+    outlives: bool
+    """Whether workers go on when the launching process is gone."""
+    here: bool
+    """Whether all workers are on this machine for certain, so that they lack the devices that it lacks."""
+
+    def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
+        """Have each unit trained by `run_unit`, at least one of them; return when all have ended.
+
+        What is returned may lack units. Whatever is raised, the event logs and checkpoints are what counts.
+        """
+
+
+def run_unit(sweep_dir: Path, unit_id: str) -> Result:
+    """Train one unit. A failure is returned as plain data: with some launchers an exception would end other units."""
+    leave_ctrl_c_to_the_launcher()
+    if stop_asked(sweep_dir):
+        return {"unit": unit_id, "stopped": "before it began"}
+    try:
+        from stagetree.execution.worker import train_unit  # imports torch
+
+        result = train_unit(sweep_dir, unit_id)
+        if "stopped" not in result:
+            mark_ended(sweep_dir, unit_id)
+        return {"unit": unit_id, **result}
+    except (InputError, OSError) as error:
+        return {"unit": unit_id, "error": str(error), "unseen": isinstance(error, UnseenError)}
+    except Exception:
+        return {"unit": unit_id, "error": traceback.format_exc()}
+
+
+def run_next(sweep_dir: Path, units: Units) -> Result | None:
+    """Train the next unit that can start, in a worker that is bound to none; `None` if none is left."""
+    if not sweep_dir.is_dir():
+        return run_unit(sweep_dir, next(iter(units)))  # which says so
+    claims = store_claims(output_dir_of(sweep_dir))
+    while not (unit_id := take_unit(sweep_dir, units, lambda other: is_training(sweep_dir, other, claims))):
+        if unit_id is None:
+            return None
+        if stop_asked(sweep_dir):
+            return {"unit": "", "stopped": "before it began"}
+        time.sleep(WAIT_S)
+    with training(sweep_dir, unit_id, claims):  # from now on, since importing torch takes seconds
+        return run_unit(sweep_dir, unit_id)
+
+
+class InProcess:
+    """Runs units one after the other, here."""
+
+    workers, outlives, here = 1, False, True
+
+    def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
+        return [run_unit(sweep_dir, unit_id) for unit_id in units]

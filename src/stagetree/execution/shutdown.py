@@ -1,0 +1,221 @@
+"""Ending in good order: what the launching process is told reaches its workers, and none of them outlives it.
+
+A file named `stop` in the launch's folder asks its workers to keep their states and return: that works with every
+launcher. A launching process that dies says nothing, but holds its claim no longer.
+"""
+
+import _thread
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stagetree.storage.locks import Claims
+
+LOOK_EVERY_S = 0.1
+PATIENCE_S = 0.9
+"""Between the first signal and the end of workers that have not returned: all is over within two seconds."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """Training was asked to end. Not an `Exception`, since no run failed."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The launching process got a signal."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def stop_asked(folder: Path) -> bool:
+    """Whether a launch is to end."""
+    return (folder / "stop").exists()
+
+
+def is_launching(folder: Path, claims: Claims) -> bool:
+    """Whether the launching process of a launch lives."""
+    return not claims.is_free(_claim(folder))
+
+
+def _claim(folder: Path) -> str:
+    return f"launch {folder.name} {folder.parent.name}"
+
+
+@contextlib.contextmanager
+def training(folder: Path, unit_id: str, claims: Claims) -> Iterator[None]:
+    """Hold a claim while a unit is trained: on a cluster, its launching process may be gone by then."""
+    claims.take(_unit_claim(folder, unit_id))
+    try:
+        yield
+    finally:
+        claims.release(_unit_claim(folder, unit_id))
+
+
+def is_training(folder: Path, unit_id: str, claims: Claims) -> bool:
+    """Whether a worker trains a unit."""
+    return not claims.is_free(_unit_claim(folder, unit_id))
+
+
+def _unit_claim(folder: Path, unit_id: str) -> str:
+    return f"unit {unit_id} of {_claim(folder)}"
+
+
+# ---------------------------------------------------------------- the launching process
+
+_launching = False
+
+
+class Launching:
+    """The launching process while it trains; a context manager.
+
+    The first SIGINT, SIGTERM or SIGHUP asks the workers to keep their states and return; the second, or the end of
+    `PATIENCE_S`, raises `Interrupted` in the main thread, upon which launchers kill their workers.
+
+    Args:
+        folder: of the launch.
+        claims: of the store.
+        on_signal: called at the first signal.
+    """
+
+    def __init__(self, folder: Path, claims: Claims, on_signal: Callable[[], None]):
+        self.folder, self.claims, self._tell = folder, claims, on_signal
+        self.signal: int | None = None
+        self._timer: threading.Timer | None = None
+        self._before = {}
+
+    def __enter__(self) -> "Launching":
+        global _launching
+        _launching = True
+        self.claims.take(_claim(self.folder))
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                    self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_) -> None:
+        global _launching
+        _launching = False
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.claims.release(_claim(self.folder))
+
+    def _on_signal(self, number: int, _) -> None:
+        if self.signal is not None:
+            raise Interrupted(self.signal)
+        self.signal = number
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"stopping: states are kept (once more: at once)\n")
+        with contextlib.suppress(OSError):  # a full disk: they are killed then
+            (self.folder / "stop").touch()
+        self._tell()
+        self._timer = threading.Timer(PATIENCE_S, _thread.interrupt_main, [number])
+        self._timer.daemon = True
+        self._timer.start()
+
+
+# ---------------------------------------------------------------- workers
+
+
+class Watch:
+    """Tells a worker when to stop: asked by the file, by SIGTERM, or by the end of its launching process.
+
+    Args:
+        folder: of the launch.
+        claims: of the store.
+        launcher: host of the launching process; claims are asked on the same host alone, since not every shared
+            folder passes locks on. Empty: there is none to watch.
+    """
+
+    def __init__(self, folder: Path, claims: Claims, launcher: str):
+        self._folder, self._claims = folder, claims
+        self._watches_launcher = launcher == socket.gethostname() and not _launching
+        self._active = False
+        self._signal: int | None = None
+        self.reason = ""
+
+    def check(self) -> None:
+        """Raise `Stopped` if it is time to."""
+        if self.reason:
+            raise Stopped(self.reason)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Watch while a unit trains, and after that for the end of the launching process, upon which this one ends."""
+        global _current, _thread_that_looks
+        self._active = True
+        _current = self
+        if _thread_that_looks is None or not _thread_that_looks.is_alive():  # a forked process has none of its parent's
+            _thread_that_looks = threading.Thread(target=_keep_looking, name="stopping", daemon=True)
+            _thread_that_looks.start()
+        handlers = _to_replace()
+        for number in handlers:
+            signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            self._active = False
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if self._signal is not None:
+                _pass_on(self._signal)  # states are kept: what was asked for may happen now
+
+    def _on_signal(self, number: int, _) -> None:
+        self._signal, self.reason = number, signal.Signals(number).name
+
+    def look(self) -> None:
+        """See whether it is time to stop."""
+        if stop_asked(self._folder):
+            self.reason = "asked to stop"
+        elif self._watches_launcher and self._claims.is_free(_claim(self._folder)):
+            self.reason = "the launching process is gone"
+            if not self._active:
+                os._exit(1)  # nobody waits for this worker any more
+
+
+def _to_replace() -> dict[int, Any]:
+    """The signals upon which a worker keeps its states, with their handlers.
+
+    These are SIGTERM and SIGHUP where they end the process, and the two that engines such as submitit take for the
+    announcement of a preemption. An engine that handles SIGTERM itself goes on doing so.
+    """
+    if _launching or threading.current_thread() is not threading.main_thread():
+        return {}
+    ending = {n: signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL}
+    announcing = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(n))}
+    return ending | announcing
+
+
+def _pass_on(number: int) -> None:
+    handler = signal.getsignal(number)
+    if callable(handler):
+        handler(number, None)
+    else:
+        os.kill(os.getpid(), number)
+
+
+_current: Watch | None = None
+_thread_that_looks: threading.Thread | None = None
+
+
+def _keep_looking() -> None:
+    while True:
+        time.sleep(LOOK_EVERY_S)
+        if _current is not None:
+            _current.look()
+
+
+def leave_ctrl_c_to_the_launcher() -> None:
+    """In a worker, ignore SIGINT: a terminal sends it to all processes, and the launching one stops the others."""
+    if not _launching and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,131 @@
+"""Launches units until each has come to its end, whatever becomes of the workers.
+
+What workers did is read from their event logs and from checkpoints, never from what a launcher returns.
+"""
+
+import socket
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+
+from stagetree.errors import InputError
+from stagetree.execution.engine import Engine, Result
+from stagetree.execution.shutdown import stop_asked
+from stagetree.planning.planner import Plan
+from stagetree.storage import checkpoints
+from stagetree.storage.event_log import EventLog, EventReader
+from stagetree.storage.tasks import Settings, write_unit
+from stagetree.tree.stage_tree import Node, StageTree
+from stagetree.tree.units import Unit, predecessors
+
+DEATHS = 3
+"""Of workers that train one run alone, before it is blamed: the first two may have been killed for something else."""
+
+
+class MachineError(Exception):
+    """What is no run's fault and stops a sweep: the disk is full, say. What is finished is kept."""
+
+
+class Crew:
+    """Launches units until each has come to its end, or what kills its worker has failed."""
+
+    def __init__(self, planned: Plan, output_dir: Path, folder: Path, engine: Engine, since: float):
+        self.folder, self.engine = folder, engine
+        self.checkpoints = checkpoints.folder_of(output_dir)
+        trainer = planned.config.trainer
+        self.settings = Settings(
+            output_dir=str(output_dir),
+            data={digest: str(Path(info.folder).resolve()) for digest, info in planned.data.items()},
+            pack_size=trainer.pack_size,
+            test_every_epoch=trainer.test_every_epoch,
+            checkpoint_every_s=trainer.checkpoint_every_s,
+            share=trainer.share_prefixes,
+            workers_per_device=trainer.workers_per_device,
+            since=since,
+            launcher="" if engine.outlives else socket.gethostname(),
+        )
+        self._unit_ids = (f"{number:04d}" for number in count())
+        self._failed: set[str] = set()
+        self._deaths: Counter[str] = Counter()
+        self._false_starts = 0
+        self._said = ""
+
+    def train(self, units: Sequence[Unit]) -> None:
+        """Launch units. What a dead worker left is halved until the culprit is alone, which is tried twice more."""
+        waiting, suspects = list(units), []
+        while (batch := suspects or waiting) and not stop_asked(self.folder):
+            waiting = waiting if suspects else []
+            died, unbegun = self._launch(self._without_orphans(batch))
+            waiting, suspects = [*unbegun, *waiting], []
+            for left in died:
+                if len(left) > 1:
+                    suspects += [left[: len(left) // 2], left[len(left) // 2 :]]
+                    continue
+                self._deaths[left[0].uid] += 1
+                if self._deaths[left[0].uid] < DEATHS:
+                    suspects.append(left)
+                else:
+                    self._fail(left[0])
+
+    def _without_orphans(self, units: Sequence[Unit]) -> list[Unit]:
+        """What starts from a state that was never reached fails with it."""
+        orphans = [root for unit in units for root in unit if root.parent in self._failed]
+        self._failed |= {node.uid for root in orphans for node in root.walk()}
+        left = (tuple(root for root in unit if root.uid not in self._failed) for unit in units)
+        return [unit for unit in left if unit]
+
+    def _launch(self, units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
+        """Launch units; return what is left of those whose workers died, and of those that no worker began.
+
+        Raises:
+            MachineError: a worker could not go on, and no run is to blame.
+        """
+        by_id = {unit_id: unit for unit, unit_id in zip(units, self._unit_ids, strict=False)}
+        ids = list(by_id)
+        after = {ids[k]: [ids[other] for other in sorted(those)] for k, those in enumerate(predecessors(units))}
+        for unit_id, unit in by_id.items():
+            write_unit(self.folder, unit_id, unit, self.settings, after[unit_id])
+        results = self._run(after) if after else []
+        events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # Tail tells
+        for event in events:
+            if event["kind"] == "trouble":
+                raise MachineError(event["reason"])
+        for result in results:
+            if result.get("unseen"):
+                raise MachineError(result["error"])
+            if "error" in result:
+                print(f"unit {result['unit']}: {result['error']}", file=sys.stderr)
+        ended = {event["unit"] for event in events if event["kind"] == "unit_done"}
+        begun = {event["unit"] for event in events if event["kind"] == "unit"} & by_id.keys()
+        self._failed |= {event["uid"] for event in events if event["kind"] == "failed" and not event.get("alone")}
+        done = checkpoints.finished(self.checkpoints, since=self.settings.since)
+        died, unbegun = [], []
+        for unit_id, unit in by_id.items():
+            roots = StageTree(unit).remaining(done).roots if unit_id not in ended else ()
+            if roots := tuple(root for root in roots if root.uid not in self._failed):
+                (died if unit_id in begun else unbegun).append(roots)
+        self._false_starts = 0 if begun else self._false_starts + 1
+        if unbegun and self._false_starts == DEATHS:
+            raise MachineError(f"no worker began to train, {DEATHS} times in a row ({self._said or 'see above'})")
+        return died, unbegun
+
+    def _run(self, after: Mapping[str, Sequence[str]]) -> Sequence[Result]:
+        self._said = ""
+        try:
+            return self.engine.launch(self.folder, after)
+        except InputError as error:
+            raise MachineError(str(error)) from error
+        except (Exception, SystemExit) as error:  # launchers raise when a worker dies; the logs say what was reached
+            self._said = f"{type(error).__name__}: {error}"
+            if not stop_asked(self.folder):
+                print(f"launcher: {self._said}", file=sys.stderr)
+            return []
+
+    def _fail(self, root: Node) -> None:
+        log = EventLog(self.folder / "events", "launcher")
+        reason = f"its worker died {DEATHS} times without a word (killed, out of memory or crashed)"
+        log.append({"kind": "failed", "uid": root.uid, "reason": reason, "traceback": ""})
+        log.close()
+        self._failed.add(root.uid)

@@ -1,0 +1,186 @@
+"""A unit in a worker: which of its nodes are trained when, and what other processes and earlier ones left to train.
+
+The plan may be old by the time a worker has it: a state may have been reached by another sweep, by this unit before
+its worker was killed, or be damaged. So each node is looked at again, under a claim, before it is trained.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stagetree.execution.shutdown import Stopped, Watch, training
+from stagetree.storage import checkpoints
+from stagetree.storage.event_log import EventLog, EventReader
+from stagetree.storage.locks import Claims, store_claims
+from stagetree.storage.tasks import Settings, read_unit
+from stagetree.training.devices import use_device
+from stagetree.training.trainer import Trainer
+from stagetree.tree.stage_tree import Node, path_to
+from stagetree.tree.units import next_pack
+
+WAIT_S = 0.2
+
+
+def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
+    """Train what `write_unit` put there, and return its failures as plain data: `{"failed": {uid: reason}}`.
+
+    Raises:
+        InputError: the unit's file is damaged, or not to be seen from here.
+        OSError: states or logs cannot be written, or data cannot be read.
+    """
+    folder = Path(folder)
+    task = read_unit(folder, unit_id)
+    settings = task.settings
+    claims = store_claims(Path(settings.output_dir))
+    watch = Watch(folder, claims, settings.launcher)
+    log = EventLog(folder / "events", unit_id)
+    with contextlib.closing(log), training(folder, unit_id, claims), watch.active():
+        who = {"pid": os.getpid(), "host": socket.gethostname()}
+        log.append({"kind": "unit", "unit": unit_id, "time": time.time(), **who})
+        failed = {
+            event["uid"]: event["reason"]
+            for other in task.after for event in EventReader(folder / "events", lambda _: None, name=other).read()
+            if event["kind"] == "failed" and not event.get("alone")
+        }  # fmt: skip
+        for shape in {node.shape for node in task.nodes}:
+            use_device(
+                json.loads(shape)["device"], settings.workers_per_device, watch.check,
+                lambda why: log.append({"kind": "note", "text": why}),
+            )  # fmt: skip
+        walk = _Walk(task.nodes, failed, settings, log, claims, watch.check)
+        try:
+            walk.run()
+        except Stopped as stopped:
+            return {"failed": walk.failed, "stopped": str(stopped)}
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                log.append({"kind": "trouble", "reason": _sentence(error)})
+            raise
+        log.append({"kind": "unit_done", "unit": unit_id, "time": time.time()})
+    return {"failed": walk.failed}
+
+
+def _sentence(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+class _Walk:
+    """Nodes that wait to be trained, but for those that start from states that `failed` already."""
+
+    def __init__(
+        self, nodes: Sequence[Node], failed: Mapping[str, str], settings: Settings, log: EventLog, claims: Claims,
+        check: Callable[[], None],
+    ):  # fmt: skip
+        self.failed = dict(failed)
+        self._pending = list(nodes)
+        self._settings, self._log, self._claims, self._check = settings, log, claims, check
+        self._trainer = Trainer(settings, log, check)
+        self._lost: set[str] = set()  # states that turned out to be missing or damaged when they were loaded
+        self._losses: Counter[str] = Counter()
+        self._trained: Counter[str] = Counter()
+        self._told: set[str] = set()
+        self._drop_orphans()
+
+    def run(self) -> None:
+        """Train nodes in packs as their starting states become available."""
+        while self._pending:
+            self._check()
+            chosen = self._claim_pack() if self._settings.share else self._choose(self._ready())
+            try:
+                if chosen:
+                    self._train(chosen)
+                elif self._pending:
+                    time.sleep(WAIT_S)
+            finally:
+                for node in chosen:
+                    self._claims.release(node.uid)
+
+    def _ready(self) -> list[Node]:
+        waiting = {node.uid for node in self._pending if node.epochs}
+        return [node for node in self._pending if node.parent not in waiting or node.parent == node.uid]
+
+    def _choose(self, ready: Sequence[Node]) -> list[Node]:
+        return next_pack(ready, self._trainer.largest_pack)
+
+    def _claim_pack(self) -> list[Node]:
+        """Choose nodes and claim them; none if others are at work on all that could be trained now."""
+        busy: set[str] = set()
+        while ready := [node for node in self._ready() if node.uid not in busy]:
+            chosen = self._choose(ready)
+            mine = [node for node in chosen if self._claims.take(node.uid)]
+            busy |= {node.uid for node in chosen} - {node.uid for node in mine}
+            if todo := self._look_again(mine):
+                return todo
+        if news := busy - self._told:
+            self._told |= news
+            self._log.append({"kind": "waiting", "uids": sorted(news)})
+        return []
+
+    def _look_again(self, mine: Sequence[Node]) -> list[Node]:
+        """Return those that are to be trained as planned; the others are done, or wait in another form from now on."""
+        finished = checkpoints.finished(
+            self._trainer.folder, since=self._settings.since, without=self._lost, on_damage=self._tell
+        )  # fmt: skip
+        todo = []
+        for node in mine:
+            path = path_to(node, finished)
+            if [(one.uid, one.parent, one.epochs) for one in path] == [(node.uid, node.parent, node.epochs)]:
+                todo.append(node)
+                continue
+            self._claims.release(node.uid)
+            self._drop([node])
+            if not path:
+                self._log.append({"kind": "done", "uid": node.uid})
+            for one in path:
+                if self._trained[one.uid] > 1:
+                    reason = f"the state of {one.uid} is gone again after it was trained twice"
+                    self.failed[node.uid] = self._trainer.fail(node, reason)
+                    self._drop_orphans()
+                    break
+            else:
+                known = {other.uid for other in self._pending}
+                self._pending += [one for one in path if one.uid not in known]
+        return todo
+
+    def _train(self, chosen: Sequence[Node]) -> None:
+        try:
+            self.failed |= self._trainer.attempt(chosen)
+        except checkpoints.StateError as error:
+            self._lose(chosen, error)
+            return
+        self._lost -= {node.uid for node in chosen}
+        self._trained.update(node.uid for node in chosen)
+        self._drop(chosen)
+        self._drop_orphans()
+
+    def _lose(self, chosen: Sequence[Node], error: checkpoints.StateError) -> None:
+        """Go on without a state: what leads to it is trained anew, once."""
+        self._tell(error)
+        self._lost.add(error.uid)
+        self._losses[error.uid] += 1
+        if self._losses[error.uid] > 1:
+            lost = [node for node in chosen if node.parent == error.uid]
+            self.failed |= {node.uid: self._trainer.fail(node, f"twice in a row {error.what}") for node in lost}
+            self._drop(lost)
+            self._drop_orphans()
+
+    def _tell(self, error: checkpoints.StateError) -> None:
+        if error.what not in self._told:
+            self._told.add(error.what)
+            self._log.append({"kind": "damaged", "reason": error.what})
+
+    def _drop(self, nodes: Sequence[Node]) -> None:
+        gone = set(map(id, nodes))
+        self._pending = [node for node in self._pending if id(node) not in gone]
+
+    def _drop_orphans(self) -> None:
+        """What starts from a state that failed fails with it."""
+        while orphans := [node for node in self._pending if node.parent in self.failed]:
+            self.failed |= {node.uid: self.failed[node.parent] for node in orphans}
+            self._drop(orphans)

@@ -1,0 +1,81 @@
+"""A finished run for programs that know nothing of this one: plain files, none of them a pickle."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.numpy import save_file
+
+from stagetree.errors import InputError
+from stagetree.models.inference import Network
+
+LAYERS = {
+    "relu": "ReLU", "leaky_relu": "LeakyReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "gelu": "GELU", "silu": "SiLU",
+    "elu": "ELU",
+}  # fmt: skip
+"""Names in torch.nn."""
+
+
+def export(network: Network, folder: Path, about: dict[str, Any]) -> None:
+    """Write a trained network.
+
+    `weights.safetensors` has the names and shapes of the `torch.nn.Sequential` that `model.json` lists and `example.py`
+    builds; `model.json` also has the classes and what turns pixels into inputs; `config.yaml` says how it was trained.
+
+    Args:
+        network: of a finished run.
+        folder: that is made.
+        about: for `config.yaml`.
+
+    Raises:
+        InputError: there is something in the folder.
+        OSError: the folder cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"export.folder: {folder} holds something already (give a new or an empty folder)")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(network.weights), folder / "weights.safetensors")
+    described = describe_model(network)
+    (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / "example.py").write_text(_example(described), encoding="utf-8")
+
+
+def describe_model(network: Network) -> dict[str, Any]:
+    """What another program needs beside the weights: layers as torch.nn's names with arguments, inputs, classes."""
+    layers: list[list[Any]] = []
+    sizes = [network.info.in_features, *network.hidden_sizes]
+    for n_in, n_out in pairwise(sizes):
+        layers += [["Linear", n_in, n_out], [LAYERS[network.activation]]]
+        layers += [["Dropout", network.dropout]] if network.dropout else []
+    channels = network.info.image_shape[0]
+    return {
+        "layers": [*layers, ["Linear", sizes[-1], len(network.info.classes)]],
+        "classes": list(network.info.classes),
+        "image_shape": list(network.info.image_shape),
+        "scale": network.info.scale,
+        "mean": list(network.mean or [0.0] * channels),
+        "std": list(network.std or [1.0] * channels),
+    }
+
+
+def _example(model: dict[str, Any]) -> str:
+    """Five lines that load the model and use it."""
+    layers = ", ".join(f"nn.{name}({', '.join(map(repr, arguments))})" for name, *arguments in model["layers"])
+    shape = ", ".join(map(str, model["image_shape"]))
+    scale, classes = model["scale"], json.dumps(model["classes"])
+    return f'''\
+"""Loads the model with torch and safetensors alone. Run it in this folder: python example.py"""
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+model = nn.Sequential({layers}).eval()
+model.load_state_dict(load_file("weights.safetensors"))
+pixels = torch.zeros(1, {shape})  # pictures: n, channels, height, width, 0 to {scale:g}
+mean, std = torch.tensor({model["mean"]}).view(-1, 1, 1), torch.tensor({model["std"]}).view(-1, 1, 1)
+print(model(((pixels / {scale} - mean) / std).flatten(1)).softmax(-1).detach())  # classes: {classes}
+'''

@@ -1,0 +1,185 @@
+"""What people see of a run: MLflow's parameters, and a name that says what varies in the sweep."""
+
+import contextlib
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stagetree.config.identity import trunk_digest
+from stagetree.config.schema import Config
+from stagetree.data.cache import DataInfo
+from stagetree.redact import redact_values
+from stagetree.tree.notation import WRITTEN_OUT, brief, short
+from stagetree.tree.stage_tree import Run, Stage, Stages, StageTree
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run as the tracker needs it."""
+
+    uid: str
+    name: str
+    trunk_name: str
+    """Its name without the schedule."""
+    trunk: str
+    """Digest of all that decides its numbers but schedule and seed: equal for runs that averages may put together."""
+    path: tuple[str, ...]
+    """Uids of the states on its way, its own last."""
+    params: Mapping[str, Any]
+    config: Mapping[str, Any]
+    """Resolved configuration; secrets are hidden."""
+    dataset: Mapping[str, Any]
+    """`name`, `digest`, `n_train`, `n_test`."""
+    stages: Stages
+    shared_epochs: int
+    """Epochs of its schedule that it shares with another run of the sweep."""
+    command: str
+    """Trains this run alone."""
+
+
+def write_entries(path: Path, entries: Iterable[RunEntry]) -> None:
+    """Keep what is to be recorded of runs, so that it can be recorded again: gzip of a line of JSON a run."""
+    with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(asdict(entry))}\n" for entry in entries)
+
+
+def read_entries(path: Path) -> Iterator[RunEntry]:
+    """Read what `write_entries` wrote, up to where it is damaged or a kill cut it off."""
+    with (
+        contextlib.suppress(OSError, EOFError, ValueError, zlib.error),
+        gzip.open(path, "rt", encoding="utf-8") as file,
+    ):
+        for line in file:
+            values = json.loads(line)
+            stages = tuple(Stage(**stage) for stage in values["stages"])
+            yield RunEntry(**values | {"path": tuple(values["path"]), "stages": stages})
+
+
+def describe(
+    runs: Mapping[str, Run],
+    configs: Mapping[str, Config],
+    infos: Mapping[str, DataInfo],
+    whole: StageTree,
+    commands: Mapping[str, str],
+) -> tuple[RunEntry, ...]:
+    """Describe each run; names say what varies in the sweep. All mappings are by uid."""
+    params = {uid: recorded_params(config, runs[uid].trunk, len(infos[uid].classes)) for uid, config in configs.items()}
+    # a setting that only some optimizers or losses have varies where those that have it differ
+    values: dict[str, set[str]] = {}
+    for one in params.values():
+        for key, value in one.items():
+            values.setdefault(key, set()).add(str(value))
+    varying = {key for key, distinct in values.items() if len(distinct) > 1}
+    data_said = {(*(str(one.get(name)) for name in DATA_PARAMS), one["dataset_digest"]) for one in params.values()}
+    if len({said[:-1] for said in data_said}) == len(data_said):
+        varying.discard("dataset_digest")
+    paths = _paths(whole)
+    users: dict[str, int] = {}
+    for path in paths.values():
+        for uid in path:
+            users[uid] = users.get(uid, 0) + 1
+    epochs = {node.uid: node.epochs for node in whole.walk()}
+    return tuple(
+        RunEntry(
+            uid=uid,
+            name=_name(params[uid], varying),
+            trunk_name=_name(params[uid], varying, without=("lrs", "epochs")),
+            trunk=trunk_digest(runs[uid].trunk),
+            path=paths[uid],
+            params=params[uid],
+            config=redact_values(configs[uid].model_dump(mode="json")),
+            dataset={
+                "name": configs[uid].dataset.label, "digest": infos[uid].digest,
+                "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,
+            },
+            stages=configs[uid].schedule.stages,
+            shared_epochs=sum(epochs[node] for node in paths[uid] if users[node] > 1),
+            command=commands[uid],
+        )
+        for uid in runs
+    )  # fmt: skip
+
+
+def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
+    """The uids on the way to each run's final state."""
+    parents = {node.uid: node.parent for node in tree.walk()}
+    paths = {}
+    for node in tree.walk():
+        if node.final:
+            path = [node.uid]
+            while parent := parents[path[-1]]:
+                path.append(parent)
+            paths[node.uid] = tuple(reversed(path))
+    return paths
+
+
+DATA_PARAMS = ("dataset", "test_size", "test_seed", "height", "width", "grayscale")
+"""What tells data sets apart for people; data that differs all the same is told apart by its digest."""
+
+
+def recorded_params(config: Config, trunk: str, n_classes: int) -> dict[str, Any]:
+    """MLflow's parameters: all that decides the numbers, readable lists beside numbers that its plots can use.
+
+    Args:
+        config: of the run.
+        trunk: of the run, from which each setting is taken, whichever there are.
+        n_classes: of the data.
+    """
+    rest, stages = json.loads(trunk), config.schedule.stages
+    model, loss, optimizer = (rest.pop(name) for name in ("model", "loss", "optimizer"))
+    dataset = config.dataset.model_dump(mode="json")
+    params = {
+        "dataset": config.dataset.label,
+        "dataset_digest": rest.pop("data")[:16],
+        **{name: dataset[name] for name in DATA_PARAMS if name in dataset},
+        **{name: rest.pop(name) for name in ("mean", "std", "val_size", "val_seed")},
+        "architecture": config.model.architecture(n_classes),
+        **model,
+        "n_params": rest.pop("n_params"),
+        "n_layers": len(config.model.hidden_sizes) + 1,
+        "loss": loss.pop("name"),
+        **loss,
+        "optimizer": optimizer.pop("name"),
+        **optimizer,
+        "reset_optimizer": rest.pop("reset_optimizer"),
+        "lrs": brief([stage.lr for stage in stages]),
+        "epochs": brief([stage.epochs for stage in stages]),
+        "epochs_total": sum(stage.epochs for stage in stages),
+        "batch_size": rest.pop("batch_size"),
+        **{name: value for name, value in rest.items() if name != "seed"},
+        "seed": rest["seed"],
+    }
+    for index, stage in enumerate(stages if len(stages) <= WRITTEN_OUT else ()):
+        params |= {f"lr_{index}": stage.lr, f"log10_lr_{index}": math.log10(stage.lr), f"epochs_{index}": stage.epochs}
+    return params
+
+
+_IN_NAMES = {"architecture", "optimizer", "lrs"}  # always named
+_NOT_IN_NAMES = {"hidden_sizes", "n_params", "n_layers", "epochs_total"}  # said by others
+
+
+def _name(params: Mapping[str, Any], varying: set[str], without: Sequence[str] = ()) -> str:
+    """Short, as MLflow's table cuts names: `300 sgd lr 0.1>0.001 epochs 20>10 seed 2`."""
+    words = []
+    for key, value in params.items():
+        if key in without:
+            continue
+        if key not in _IN_NAMES and (key not in varying or key in _NOT_IN_NAMES or key[-1].isdigit()):
+            continue
+        if key == "architecture":
+            words.append("-".join(map(str, params["hidden_sizes"])) or "softmax")
+        elif key == "dataset_digest":
+            words.append(f"data {value[:8]}")
+        elif key in ("dataset", "optimizer", "activation"):
+            words.append(str(value))
+        elif key in ("lrs", "epochs"):
+            written = value if isinstance(value, str) else ">".join(map(short, value))
+            words.append(f"{'lr' if key == 'lrs' else key} {written}")
+        else:
+            words.append(f"{key} {value}")
+    return " ".join(words)

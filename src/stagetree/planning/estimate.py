@@ -1,0 +1,166 @@
+"""How long a sweep will take: its packs, as workers would choose them, at the speeds that were measured."""
+
+import heapq
+import json
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+
+from stagetree.data.cache import DataInfo, val_count
+from stagetree.training.throughput import Speed
+from stagetree.tree.stage_tree import Node, StageTree
+from stagetree.tree.units import Unit, even_packs, predecessors
+
+START_S = 6.0
+"""From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
+STATE_BYTES, EPOCH_BYTES, RUN_BYTES = 2_000, 130, 30_000
+"""Of files beside the weights: a state's record, a line of its history, and a run's artifacts and rows in MLflow's
+database."""
+SWEEP_BYTES = 6_400_000
+"""Of a sweep's page among MLflow's artifacts, and of an empty database."""
+UNFOLDED = 1.5
+"""Cost of an optimizer's step on the weights, as a factor, for shapes that were not measured."""
+
+
+def epoch_costs(shapes: Iterable[str], speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo]) -> dict[str, float]:
+    """Work of a member's epoch of each shape, for dividing it between workers.
+
+    In seconds if all shapes were measured; else by what is multiplied, in any unit.
+    """
+    specs = {shape: json.loads(shape) for shape in set(shapes)}
+    if specs.keys() <= speeds.keys():
+        bests = {shape: speeds[shape].best for shape in specs}
+        return {
+            shape: _steps(spec, infos) * speeds[shape].step(bests[shape]) / bests[shape]
+            for shape, spec in specs.items()
+        }
+    return {
+        shape: spec["n_params"] * infos[spec["data"]].n_train * (1.0 if spec["folded"] else UNFOLDED)
+        for shape, spec in specs.items()
+    }
+
+
+def seconds(
+    units: Sequence[Unit],
+    workers: int,
+    speeds: Mapping[str, Speed],
+    infos: Mapping[str, DataInfo],
+    pack_size: int | str,
+) -> float | None:
+    """Estimate the wall time of a sweep.
+
+    Args:
+        units: in the order in which they are started.
+        workers: units that run at a time.
+        speeds: by shape.
+        infos: by digest of the data.
+        pack_size: most members of a pack, or `"auto"`.
+
+    Returns:
+        Seconds; `None` if a shape was not measured yet.
+    """
+    if any(node.shape not in speeds for unit in units for root in unit for node in root.walk()):
+        return None
+    durations = [unit_s(unit, speeds, infos, pack_size) for unit in units]
+    return START_S + makespan(durations, predecessors(units), workers) if units else 0.0
+
+
+def makespan(durations: Sequence[float], after: Sequence[Collection[int]], workers: int) -> float:
+    """When the last unit ends, if each worker that is free takes the first unit that can start.
+
+    Args:
+        durations: of the units, in seconds, in the order of their start.
+        after: for each, the positions of those that must have ended.
+        workers: units that run at a time.
+    """
+    missing = [len(those) for those in after]
+    followers: dict[int, list[int]] = defaultdict(list)
+    for place, those in enumerate(after):
+        for other in those:
+            followers[other].append(place)
+    ready = [place for place, count in enumerate(missing) if not count]  # sorted, so a heap
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < workers:
+            place = heapq.heappop(ready)
+            heapq.heappush(running, (now + durations[place], place))
+        now, ended = heapq.heappop(running)
+        for place in followers[ended]:
+            missing[place] -= 1
+            if not missing[place]:
+                heapq.heappush(ready, place)
+    return now
+
+
+def largest_pack(units: Sequence[Unit], speeds: Mapping[str, Speed], pack_size: int | str) -> int | None:
+    """Most members that will train side by side; `None` until all shapes were measured."""
+    levels = [level for unit in units for level in _levels(unit)]
+    if any(shape not in speeds for shape, _ in levels):
+        return None
+    sizes = [min(len(members), _largest(speeds[shape], pack_size)) for shape, members in levels]
+    return max(sizes, default=0)
+
+
+def disk_bytes(tree: StageTree) -> int:
+    """Estimate what a sweep adds to the disk: states, each run's weights as an artifact too, and the best once more."""
+    n_params = cache(lambda shape: json.loads(shape)["n_params"])
+    n_moments = cache(lambda trunk: _moments(json.loads(trunk)["optimizer"]))
+    total = largest = 0
+    for node in tree.walk():
+        weights = 4 * n_params(node.shape)
+        largest = max(largest, weights)
+        if node.kept:
+            total += STATE_BYTES + EPOCH_BYTES * node.last_epoch + weights * (1 + n_moments(node.trunk))
+        total += (RUN_BYTES + weights) * node.final
+    return total + largest + SWEEP_BYTES if total else 0
+
+
+def _moments(optimizer: Mapping) -> int:
+    """Tensors of the weights' size that an optimizer keeps."""
+    name, extra = optimizer["name"], bool(optimizer.get("momentum")) + bool(optimizer.get("centered"))
+    return {"sgd": 0, "rmsprop": 1, "adagrad": 1}.get(name, 2) + extra
+
+
+def _levels(unit: Unit) -> Iterator[tuple[str, list[Node]]]:
+    """Yield nodes that form packs, as workers find them: those of one depth, shape and length."""
+    level: Sequence[Node] = unit
+    while level:
+        groups: dict[tuple[str, int], list[Node]] = defaultdict(list)
+        for node in level:
+            groups[node.shape, node.epochs].append(node)
+        for (shape, _), members in groups.items():
+            yield shape, members
+        level = [child for node in level for child in node.children]
+
+
+def _largest(own: Speed, pack_size: int | str) -> int:
+    return own.best if pack_size == "auto" else int(pack_size)
+
+
+def unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
+    """Seconds that a worker needs for a unit."""
+    return sum(
+        _pack_s(json.loads(shape), pack, speeds[shape], infos)
+        for shape, members in _levels(unit)
+        for pack in even_packs(members, _largest(speeds[shape], pack_size))
+    )
+
+
+def _pack_s(spec: Mapping, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
+    info, k, epochs = infos[spec["data"]], len(members), members[0].epochs
+    n_val = _n_val(spec, info)
+    evaluated = n_val * (epochs + any(node.parent is None for node in members))
+    evaluated += info.n_test * any(node.final for node in members)
+    return epochs * _steps(spec, infos) * own.step(k) + evaluated * k * own.picture_s
+
+
+def _n_val(spec: Mapping, info: DataInfo) -> int:
+    return val_count(info.n_train, spec["val_size"]) if spec["val_size"] else 0
+
+
+def _steps(spec: Mapping, infos: Mapping[str, DataInfo]) -> int:
+    """Minibatches of an epoch."""
+    info = infos[spec["data"]]
+    return math.ceil((info.n_train - _n_val(spec, info)) / spec["batch_size"])

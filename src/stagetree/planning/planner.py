@@ -1,0 +1,215 @@
+"""From the points of a grid to a plan: settings checked, data prepared, runs merged into a tree and cut into units."""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stagetree.config.composition import Job
+from stagetree.config.identity import to_run
+from stagetree.config.schema import Config
+from stagetree.data import cache
+from stagetree.errors import InputError
+from stagetree.planning import drawing, estimate, throughputs
+from stagetree.planning.descriptions import RunEntry, describe
+from stagetree.storage import checkpoints
+from stagetree.training.devices import lacking, resolve_device
+from stagetree.training.throughput import Speed
+from stagetree.tree.stage_tree import Node, Run, StageTree
+from stagetree.tree.units import Unit, cut_units, predecessors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would train."""
+
+    jobs: Sequence[Job]
+    runs: Mapping[str, Run]
+    """The distinct ones, by uid."""
+    entries: tuple[RunEntry, ...]
+    whole: StageTree
+    """All runs merged, as if nothing were finished."""
+    tree: StageTree
+    """What is left to train."""
+    units: list[Unit]
+    """In the order in which they can be started."""
+    workers: int
+    """Units that run at a time."""
+    data: Mapping[str, cache.DataInfo]
+    """By digest."""
+    config: Config
+    """Of the first job, for settings that all share."""
+    speeds: Mapping[str, Speed]
+    """By shape, of those that were measured on this machine."""
+
+    @property
+    def sweep_id(self) -> str:
+        """Names the set of runs: the same command, run again, goes on with the same sweep."""
+        return hashlib.sha256("".join(sorted(self.runs)).encode()).hexdigest()[:12]
+
+    @property
+    def epochs_asked(self) -> int:
+        return sum(stage.epochs for run in self.runs.values() for stage in run.stages)
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated wall time of training what is left; `None` until all its shapes were measured."""
+        return estimate.seconds(self.units, self.workers, self.speeds, self.data, self.config.trainer.pack_size)
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """Counts, runs and units as plain values."""
+        names = {entry.uid: entry.name for entry in self.entries}
+        waiting = {node.uid for node in self.tree.walk() if node.final}
+        return {
+            "sweep": self.sweep_id,
+            "points": len(self.jobs),
+            "duplicates": len(self.jobs) - len(self.runs),
+            "finished": len(self.runs) - len(waiting),
+            "epochs_asked": self.epochs_asked,
+            "epochs_distinct": self.whole.epochs,
+            "epochs_to_train": self.tree.epochs,
+            "largest_pack": estimate.largest_pack(self.units, self.speeds, self.config.trainer.pack_size),
+            "estimated_seconds": self.seconds,
+            "estimated_bytes": estimate.disk_bytes(self.tree),
+            "runs": [
+                {"uid": uid, "name": names[uid], "stages": _pairs(run), "finished": uid not in waiting}
+                for uid, run in self.runs.items()
+            ],
+            "workers": self.workers,
+            "units": [
+                {"after": sorted(after), "nodes": [_describe_node(node) for root in unit for node in root.walk()]}
+                for unit, after in zip(self.units, predecessors(self.units), strict=True)
+            ],
+        }  # fmt: skip
+
+    def show(self, console: Console) -> None:
+        """Print counts, the tree of what is left, and what training it takes."""
+        drawing.show(self.summary, self.tree, dict(self._names()), console)
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        """Each trunk of what is left, with a name for it."""
+        by_uid = {entry.uid: entry for entry in self.entries}
+        for root in self.tree.roots:
+            yield root.trunk, next(by_uid[node.uid] for node in root.walk() if node.final).trunk_name
+
+
+def _pairs(run: Run) -> list[list[float]]:
+    return [[stage.epochs, stage.lr] for stage in run.stages]
+
+
+def _describe_node(node: Node) -> dict[str, Any]:
+    return {"uid": node.uid, "parent": node.parent, "epochs": node.epochs, "lr": node.lr, "final": node.final}
+
+
+def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool = False) -> Plan:
+    """Prepare the data, merge the runs and cut them into units for `workers`; train nothing.
+
+    Args:
+        jobs: the points of the grid.
+        workers: units that run at a time.
+        here: whether all workers are on this machine.
+        measure: find out how fast this machine trains shapes that it never trained, if it has their device.
+
+    Raises:
+        InputError: with a line for each problem of any job.
+    """
+    config = _common_settings(jobs)
+    output_dir = Path(config.output_dir)
+    prepared = _prepare_data(jobs, output_dir)
+    _check_fit(jobs, prepared, here)
+    runs: dict[str, Run] = {}
+    kept: dict[str, Job] = {}
+    for job in jobs:
+        info = prepared[job.config.dataset]
+        run = to_run(
+            job.config, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes),
+            device=resolve_device(job.config.trainer.device),
+        )  # fmt: skip
+        runs.setdefault(run.uid, run)
+        kept.setdefault(run.uid, job)
+    whole = StageTree.build(runs.values())
+    asked = whole if config.trainer.share_prefixes else StageTree.build(runs.values(), share=False)
+    if config.trainer.fresh:
+        tree = asked
+    else:
+        tree = asked.remaining(checkpoints.finished(checkpoints.folder_of(output_dir), on_damage=_note_damage))
+    infos = {uid: prepared[job.config.dataset] for uid, job in kept.items()}
+    commands = {uid: job.command for uid, job in kept.items()}
+    entries = describe(runs, {uid: job.config for uid, job in kept.items()}, infos, whole, commands)
+    by_digest = {info.digest: info for info in prepared.values()}
+    devices = {resolve_device(job.config.trainer.device) for job in jobs}
+    measuring = workers if measure and not any(map(lacking, devices)) else 0
+    speeds = throughputs.speeds(tree, output_dir, by_digest, measuring, config.trainer.workers_per_device)
+    shapes = {node.shape for node in tree.walk()}
+    packs = {shape: speeds[shape].best for shape in shapes} if shapes <= speeds.keys() else None
+    units = cut_units(tree, workers, estimate.epoch_costs(shapes, speeds, by_digest), packs)
+    return Plan(jobs, runs, entries, whole, tree, units, workers, by_digest, config, speeds)
+
+
+def _note_damage(error: checkpoints.StateError) -> None:
+    print(f"note: {error.what}; its epochs are trained again", file=sys.stderr)
+
+
+def _common_settings(jobs: Sequence[Job]) -> Config:
+    """Settings of the sweep as a whole must not vary within it."""
+    first = jobs[0].config
+    names = (
+        "workers",
+        "workers_per_device",
+        "pack_size",
+        "share_prefixes",
+        "fresh",
+        "test_every_epoch",
+        "checkpoint_every_s",
+    )
+    pairs = [(f"trainer.{name}", {getattr(job.config.trainer, name) for job in jobs}) for name in names]
+    whole = ("tracking", "report", "output_dir", "quiet")
+    pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in whole]
+    varying = [name for name, values in pairs if len(values) > 1]
+    if varying:
+        raise InputError("\n".join(f"{name}: must be one for the whole sweep, got several values" for name in varying))
+    return first
+
+
+def _check_fit(jobs: Sequence[Job], prepared: Mapping[Any, cache.DataInfo], here: bool) -> None:
+    """See that settings fit the data and this machine, as far as that can be known before anything trains."""
+    problems: dict[str, None] = {}  # each said once
+    for job in jobs:
+        loss, trainer = job.config.loss, job.config.trainer
+        device, n_classes = resolve_device(trainer.device), len(prepared[job.config.dataset].classes)
+        n_weights = len(getattr(loss, "class_weights", ()))
+        if n_weights not in (0, n_classes):
+            problems[
+                f"loss.class_weights: got {n_weights} for the {n_classes} classes of {job.config.dataset.name}, "
+                "expected one for each (or none: all 1)"
+            ] = None
+        if trainer.precision == "tf32" and device != "cuda":
+            problems[
+                f"trainer.precision: got tf32, which is for cuda, but trainer.device={trainer.device} is {device} here "
+                "(set trainer.precision=float32)"
+            ] = None
+        if here and (said := lacking(device)):
+            problems[said] = None
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _prepare_data(jobs: Sequence[Job], output_dir: Path) -> dict[Any, cache.DataInfo]:
+    """Prepare each distinct data set once, and report the problems of all."""
+    prepared, problems = {}, []
+    for dataset in dict.fromkeys(job.config.dataset for job in jobs):
+        try:
+            prepared[dataset] = cache.prepare(dataset, output_dir)
+            for note in prepared[dataset].notes:
+                print(f"note: {note}", file=sys.stderr)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return prepared

@@ -1,0 +1,278 @@
+"""DataFrame -> `leaderboard.html`: one file that shows a ranking and why, offline, in any browser.
+
+Here the numbers are gathered; the scripts in `assets` draw them, with Plotly.
+"""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, Series
+
+from stagetree.data import cache
+from stagetree.errors import InputError
+from stagetree.models.inference import Mistake, Network, confusion, load_run
+from stagetree.report import history, ranking, statistics, table
+from stagetree.storage.checkpoints import write_atomic
+from stagetree.tracking import store
+
+MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
+"""Runs whose learning curves are read, the best first; of a server each is a request."""
+MISTAKES = 24
+SCRIPTS = ("common", "table", "plots", "tree", "start")
+"""Of `assets`, in their order."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a page is made of."""
+
+    frame: DataFrame
+    """From `store.load`."""
+    uri: str
+    """Of the store, for the learning curves."""
+    output_dir: Path
+    """Of the checkpoints and the prepared data, for the best run's mistakes."""
+    metric: str | None = None
+    """As for `ranking.rank`."""
+    command: str = ""
+    """What was typed; empty: all runs of the experiment."""
+
+
+MOST_EXACT = 2**53
+"""The last whole number that JavaScript tells from the next."""
+
+
+def write_page(source: Source, path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        InputError: the file cannot be written, or as `ranking.rank`.
+    """
+    folder = resources.files("stagetree.report") / "assets"
+    page = (folder / "leaderboard.html").read_text("utf-8")
+    parts = {
+        "/*style*/": (folder / "leaderboard.css").read_text("utf-8"),
+        "/*plotly*/": (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8"),
+        "/*script*/": "\n".join((folder / f"{name}.js").read_text("utf-8") for name in SCRIPTS),
+        "/*data*/": _as_json(gather(source)),
+    }
+    for mark, text in parts.items():
+        before, _, after = page.partition(mark)
+        page = before + text + after
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page.encode())
+    except OSError as error:
+        raise InputError(f"report.output: cannot write {path}, got {error.strerror} (give another file)") from error
+
+
+def _as_json(values: Any) -> str:
+    """JSON that may stand inside a script element; NaN and infinity become null."""
+    text = json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def gather(source: Source) -> dict[str, Any]:
+    """Collect all that the page shows as plain values; what each part is, its function says.
+
+    Raises:
+        InputError: as `ranking.rank`.
+    """
+    frame = source.frame.drop_duplicates("run_id")
+    ranked = ranking.rank(frame, source.metric)
+    metric = ranked.attrs["metric"]
+    known = frame.set_index("run_id").loc[ranked["run_id"]]
+    most = MOST_CURVES if store.is_sql(source.uri) else MOST_CURVES_OF_SERVER
+    shown = ranked["run_id"].head(most).tolist()
+    histories = store.load_histories(source.uri, shown) if shown else {}
+    best = _load_best(ranked, known, source)
+    comparable = known[ranking.in_first_group(ranked).to_numpy()].reindex(known.index)
+    return {
+        "metric": metric,
+        "command": source.command,
+        "summary": table.summary(ranked),
+        "runs": _table(ranked, [""] * len(ranked)),
+        "seeds": _over_seeds(frame, source.metric),
+        "settings": _settings(comparable, metric),
+        "curves": history.curves(known, histories),
+        "tree": history.tree(known, histories, metric),
+        "best": _mistakes(known["run_name"].iloc[0], best),
+        "commands": known["command"].where(known["command"].notna(), None).tolist(),
+    }
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _table(frame: DataFrame, marks: list[str]) -> dict[str, Any]:
+    """Columns with figures before settings, each with its name, its kind, whether it is shown, and a value a row.
+
+    `marks`: of `stats.marks`; single runs have none, since one run does not tell the luck of its seed. What all rows
+    have in common is not shown.
+    """
+    metric = frame.attrs["metric"]
+    figures = sorted((name for name in frame if _kind(name, frame[name]) != "text" and _is_figure(name)),
+                     key=lambda name: not re.fullmatch(f"{metric}(_mean|_std|_n)?", name))  # fmt: skip
+    first = [name for name in ("rank", "run_name") if name in frame]
+    first += ["status"] if "status" in frame and frame["status"].nunique() > 1 else []
+    columns = [
+        {
+            "name": name,
+            "kind": _kind(name, frame[name]),
+            "shown": name in first or (name != "run_id" and (name in figures or frame[name].nunique(dropna=False) > 1)),
+            "values": _plain(frame[name]),
+        }
+        for name in dict.fromkeys([*first, *figures, *frame])
+        if name in first or frame[name].notna().any()
+    ]
+    return {"columns": columns, "marks": marks}
+
+
+def _is_figure(name: str) -> bool:
+    return re.sub(r"_(mean|std|n)$", "", name) in store.METRICS or name in ("n", "n_failed")
+
+
+def _kind(name: str, column: Series) -> str:
+    """How a value is written: `acc` as per cent, `loss`, `number` or `text`."""
+    if not _is_numeric(column):
+        return "text"
+    stem = re.sub(r"_(mean|std)$", "", name)
+    return next((kind for kind in ("acc", "loss", "seconds") if stem.endswith(f"_{kind}")), "number")
+
+
+def _is_numeric(column: Series) -> bool:
+    """Whether JavaScript's numbers hold a column's values, which are floats: seeds go up to 2**63 - 1."""
+    if not pd.api.types.is_numeric_dtype(column):
+        return False
+    return not (pd.api.types.is_integer_dtype(column) and (column > MOST_EXACT).any())
+
+
+def _plain(column: Series) -> list[Any]:
+    values = column.astype(object).where(column.notna(), None).tolist()
+    if pd.api.types.is_numeric_dtype(column) and not _is_numeric(column):
+        return [value if value is None else str(value) for value in values]
+    if pd.api.types.is_float_dtype(column):
+        return [value if value is None else float(f"{value:.8g}") for value in values]
+    return values
+
+
+def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
+    """The table of means over seeds, if seeds vary."""
+    finished = frame[frame["status"] == "finished"]
+    if finished["seed"].nunique() < 2:
+        return None
+    lines = ranking.aggregate(frame, "seed", metric)
+    metric, marks = lines.attrs["metric"], np.full(len(lines), "", dtype=object)
+    compared = np.flatnonzero(lines["rank"].notna() & ranking.in_first_group(lines))
+    mean, std, n = (lines[f"{metric}_{name}"].to_numpy(dtype=float)[compared] for name in ("mean", "std", "n"))
+    if len(compared) > 1:
+        marks[compared] = statistics.marks(mean, std, n)
+    return _table(lines, marks.tolist())
+
+
+# ---------------------------------------------------------------- settings
+
+
+def _swept(known: DataFrame) -> list[str]:
+    """Settings that differ between runs, each once."""
+    names = [
+        name
+        for name in known
+        if name not in (*store.ATTRIBUTES, *store.METRICS) and not history.REPEATED.fullmatch(name)
+    ]
+    return [name for name in names if known[name].nunique() > 1]
+
+
+def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
+    """Each swept setting with its importance and a value a run, the most important first, seeds last.
+
+    Args:
+        known: a row a run; those that cannot be compared with the first one are empty.
+        metric: that ranks.
+    """
+    swept = _swept(known)
+    finished = known["status"] == "finished"
+    importance = statistics.importance(known.loc[finished, swept], known.loc[finished, metric])
+    importance = importance.sort_index(key=lambda names: names == "seed", kind="stable")
+    return [
+        {
+            "name": name,
+            "importance": float(f"{importance[name]:.4f}"),
+            "numeric": _is_numeric(known[name]),
+            "values": _plain(known[name]),
+        }
+        for name in importance.index
+    ]
+
+
+# ---------------------------------------------------------------- the best run
+
+
+def _load_best(ranked: DataFrame, known: DataFrame, source: Source) -> Network | str:
+    """The first run's network, or why there is none."""
+    if ranked["rank"].isna().all():
+        return "No run is ranked yet."
+    try:
+        return load_run(source.output_dir, known["uid"].iloc[0], source.uri, known.index[0])
+    except InputError as error:
+        return str(error)
+
+
+def _mistakes(name: str, network: Network | str) -> dict[str, Any]:
+    """A run's confusion matrix on the test set, and the mistakes of which it was surest, as pictures."""
+    if isinstance(network, str):
+        return {"missing": network}
+    try:
+        arrays = cache.load(Path(network.info.folder), network.info.digest)
+    except InputError as error:
+        return {"missing": str(error)}
+    matrix, mistakes = confusion(network, arrays.test_images, arrays.test_labels, MISTAKES)
+    return {
+        "run": name,
+        "classes": list(network.info.classes),
+        "matrix": matrix.tolist(),
+        "mistakes": list(_drawn(mistakes, arrays)),
+    }
+
+
+def _drawn(mistakes: Iterable[Mistake], arrays: cache.Arrays) -> Iterator[dict[str, Any]]:
+    for mistake in mistakes:
+        png = base64.b64encode(draw_png(arrays.test_images[mistake.index], arrays.info)).decode()
+        yield {
+            "index": mistake.index, "label": mistake.label, "said": mistake.said,
+            "confidence": round(mistake.confidence, 4), "png": f"data:image/png;base64,{png}",
+        }  # fmt: skip
+
+
+def draw_png(pixels: np.ndarray, info: cache.DataInfo) -> bytes:
+    """Draw one picture of a data set in its own size; floats are stretched to their range."""
+    from PIL import Image
+
+    picture = pixels.reshape(info.image_shape)
+    if info.scale == 1.0:
+        low, high = float(picture.min()), float(picture.max())
+        picture = ((picture - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
+    image = Image.fromarray(picture.transpose(1, 2, 0) if len(picture) == 3 else picture[0])
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()

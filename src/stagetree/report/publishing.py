@@ -1,0 +1,101 @@
+"""What a sweep leaves in MLflow beside its runs: a description, the leaderboard, and its best run as a model.
+
+Written once all runs are recorded, by the launching process.
+"""
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from stagetree.models.export import export
+from stagetree.models.inference import Network
+from stagetree.tracking.connection import VIEW_TAG, connect, cut, find_sweep
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+MODEL = "best"
+"""Name of the model: `runs:/RUN_ID/best`."""
+
+
+class Publisher:
+    """Writes to one sweep's parent run and to its experiment.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: name; the sweep was recorded in it.
+        output_dir: of the store.
+        sweep_id: of the sweep.
+    """
+
+    def __init__(self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str):
+        self._client: MlflowClient = connect(uri)
+        self._experiment = self._client.get_experiment_by_name(experiment).experiment_id
+        self._parent = find_sweep(self._client, self._experiment, sweep_id)
+        self._output_dir = output_dir
+
+    def describe(self, note: str, files: Sequence[Path]) -> None:
+        """Give the parent run a description in Markdown, and files as artifacts."""
+        if self._parent:
+            self._client.set_tag(self._parent, "mlflow.note.content", cut(note))
+            for file in files:
+                self._client.log_artifact(self._parent, str(file))
+
+    def choose_columns(self, params: Sequence[str], metrics: Sequence[str]) -> None:
+        """Say which columns of the experiment's table are of use, as MLflow's button `Share` does."""
+        columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
+        self._client.set_experiment_tag(self._experiment, VIEW_TAG, json.dumps({"selectedColumns": columns}))
+
+    def add_model(self, run_id: str, uid: str) -> None:
+        """Log a run's final state as a model that `mlflow.pyfunc.load_model` loads without a pickle, once.
+
+        Raises:
+            InputError: the run's files are gone.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        run = self._client.get_run(run_id)
+        if run.outputs and run.outputs.model_outputs:
+            return
+        model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
+        self.write_model(model, uid)
+        self._client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+        self._client.finalize_logged_model(model.model_id, "READY")
+
+    def write_model(self, model: "LoggedModel", uid: str) -> None:
+        """Write a model's files, again if they are there.
+
+        Raises:
+            InputError: the run's files are gone.
+        """
+        from mlflow import pyfunc
+        from mlflow.models import Model
+
+        run = self._client.get_run(model.source_run_id)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            export(Network.load(self._output_dir, uid), folder / "data", dict(run.data.params))
+            with resources.as_file(resources.files("stagetree.report") / "assets" / "classifier.py") as loader:
+                (folder / "code").mkdir()
+                shutil.copy(loader, folder / "code")
+            needed = [f"{name}=={metadata.version(name)}\n" for name in ("mlflow", "torch", "safetensors")]
+            (folder / "requirements.txt").write_text("".join(needed))
+            environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+            (folder / "python_env.yaml").write_text(yaml.safe_dump(environment))
+            described = Model(
+                artifact_path=model.artifact_location, run_id=model.source_run_id, model_id=model.model_id
+            )
+            # what pyfunc.save_model writes, without its look at every installed package, which takes 0.6 s
+            pyfunc.add_to_model(
+                described, loader_module="classifier", data="data", code="code", python_env="python_env.yaml"
+            )
+            described.save(folder / "MLmodel")
+            self._client.log_model_artifacts(model.model_id, scratch)

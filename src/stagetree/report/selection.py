@@ -1,0 +1,65 @@
+"""The recorded runs that a command is about: those with the settings that were typed."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from pandas import DataFrame, Series
+
+from stagetree.config.identity import to_run
+from stagetree.config.schema import Config
+from stagetree.errors import InputError, choices
+from stagetree.planning.descriptions import recorded_params
+from stagetree.training.devices import resolve_device
+
+GROUPS = ("dataset", "model", "optimizer", "loss", "schedule", "trainer", "seed")
+"""Of settings that select."""
+_SAID_BY = {
+    "dataset": ["dataset"], "dataset.file": ["dataset"], "dataset.split": ["dataset"], "model": ["hidden_sizes"],
+    "optimizer": ["optimizer"], "loss": ["loss"], "schedule": ["lrs", "epochs"], "schedule.stages": ["lrs", "epochs"],
+}  # fmt: skip
+"""The params that tell what was chosen; any other setting has a param of its own name."""
+MOST_NAMED = 20
+
+
+def select(frame: DataFrame, config: Config, overrides: Sequence[str]) -> DataFrame:
+    """Leave the runs that have the settings of these overrides; settings that no run records select nothing.
+
+    Args:
+        frame: from `store.load`.
+        config: with the overrides.
+        overrides: as typed, such as `dataset=mnist` or `trainer.batch_size=32`.
+
+    Raises:
+        InputError: no run has them.
+    """
+    device = resolve_device(config.trainer.device)
+    run = to_run(config, digest="", in_features=1, n_classes=1, device=device)
+    wanted = recorded_params(config, run.trunk, 1)
+    for word in overrides:
+        key = word.lstrip("+").split("=")[0]
+        if key.split(".")[0] not in GROUPS or "=" not in word:
+            continue
+        key = "schedule.stages" if key.startswith("schedule.stages.") else key
+        for param in _SAID_BY.get(key, [key.split(".")[-1]]):
+            if param not in wanted:
+                continue
+            known = frame[param] if param in frame else Series(None, index=frame.index, dtype=object)
+            chosen = frame[_equal(known, wanted[param]) | _is_data_set(frame, param, wanted[param])]
+            if chosen.empty:
+                there = sorted({str(value) for value in known.dropna()})[:MOST_NAMED]
+                raise InputError(f"{word}: no run has {param} {wanted[param]}{choices(str(wanted[param]), there)}")
+            frame = chosen
+    return frame
+
+
+def _equal(column: Series, value: object) -> Series:
+    if pd.api.types.is_numeric_dtype(column) and isinstance(value, (int, float)):
+        return (column == value).fillna(False).astype(bool)
+    return column.astype(object).map(str) == str(value)
+
+
+def _is_data_set(frame: DataFrame, param: str, name: str) -> Series:
+    """Tell runs on any of the data sets of one name, which `store.load` has told apart."""
+    if param != "dataset" or "dataset_digest" not in frame:
+        return Series(False, index=frame.index)
+    return frame["dataset"] == name + " " + frame["dataset_digest"].str[:8]

@@ -1,0 +1,323 @@
+"""States of training on disk, by uid: `<uid>.json` says what it is and vouches for `<uid>.safetensors` beside it.
+
+The JSON file is written last, each file aside and then renamed, so a checkpoint is there as a whole or not at all.
+Files are not forced to the disk: after a power failure a digest does not match, and the state counts as absent.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagetree.errors import InputError
+from stagetree.tree.stage_tree import Finished, canonical_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stagetree.models.mlp import State
+
+
+class StateError(InputError):
+    """A state is missing or damaged; training what leads to it makes it anew.
+
+    Args:
+        uid: of the state.
+        what: is wrong with which file.
+        cure: what a person could do about it.
+    """
+
+    def __init__(self, uid: str, what: str, cure: str):
+        super().__init__(f"{what} ({cure}; its epochs are trained again)")
+        self.uid, self.what = uid, what
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says about its state."""
+
+    uid: str
+    trunk: str
+    """Canonical JSON of all that decided the numbers but the schedule."""
+    parent: str | None
+    history: tuple[Mapping[str, float], ...]
+    """A line an epoch from the initial weights on: `epoch` (0: before training) and its metrics."""
+    test: Mapping[str, float] | None
+    """Final figures `test/loss` and `test/acc`; `None` for a state at which no run ends."""
+    weights_sha256: str
+    """Over names, shapes and bytes of the weights."""
+    partial: bool = False
+    """Kept only so that a killed run can go on: within a stage, or at the end of one of very many; it goes when
+    what starts from it is trained."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each file beside the record."""
+
+
+def folder_of(output_dir: Path) -> Path:
+    """Where the checkpoints of a store lie."""
+    return output_dir / "checkpoints"
+
+
+def weights_digest(weights: "State | Mapping[str, np.ndarray]") -> str:
+    """Identify weights by their bits."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        array = np.asarray(value)
+        digest.update(f"{name}{array.shape}torch.{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save(
+    folder: Path,
+    uid: str,
+    weights: "State",
+    optimizer: "State",
+    *,
+    trunk: str,
+    parent: str | None,
+    history: tuple[Mapping[str, float], ...],
+    test: Mapping[str, float] | None,
+    partial: bool = False,
+) -> Record:
+    """Write one state and return its record. Final figures that the same weights have already are kept.
+
+    Raises:
+        OSError: nothing of what was there is lost.
+    """
+    from safetensors.torch import save as serialize
+
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = weights_digest(weights)
+    if test is None:
+        before = find(folder, uid)
+        test = before.test if before is not None and before.weights_sha256 == digest else None
+    files = {}
+    for suffix, tensors in ((".safetensors", weights), (".optimizer.safetensors", optimizer)):
+        if tensors:
+            content = serialize(tensors)
+            files[uid + suffix] = hashlib.sha256(content).hexdigest()
+            write_atomic(folder / (uid + suffix), content)
+    record = Record(uid, trunk, parent, history, test, digest, partial, files)
+    write_sealed(folder / f"{uid}.json", vars(record))
+    return record
+
+
+def read_record(folder: Path, uid: str) -> Record | None:
+    """Read what a checkpoint says; `None` if there is none.
+
+    Raises:
+        StateError: the file is damaged.
+    """
+    path = folder / f"{uid}.json"
+    try:
+        values = read_sealed(path)
+        record = Record(**{**values, "history": tuple(values["history"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        record = None
+    if record is None or record.uid != uid:
+        raise StateError(uid, f"{path}: the checkpoint is damaged", "delete it")
+    return record
+
+
+def find(
+    folder: Path, uid: str, *, since: float = 0.0, on_damage: Callable[[StateError], Any] = lambda _: None
+) -> Record | None:
+    """Read what a checkpoint says; `None` if there is none that is whole.
+
+    Args:
+        folder: of the checkpoints.
+        uid: of the state.
+        since: what was written before counts as absent; a file's time in seconds.
+        on_damage: told of a damaged record, which counts as absent too.
+    """
+    try:
+        record = read_record(folder, uid)
+        old = since and record and (folder / f"{uid}.json").stat().st_mtime < since
+        return None if old else record
+    except FileNotFoundError:  # removed by another process just now
+        return None
+    except StateError as error:
+        on_damage(error)
+        return None
+
+
+def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
+    """Read a state: record, weights, optimizer state.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    from safetensors.torch import load as deserialize
+
+    record = _existing(folder, uid)
+    weights = _read_tensors(folder, record, ".safetensors", deserialize)
+    return record, weights, _read_tensors(folder, record, ".optimizer.safetensors", deserialize)
+
+
+def load_weights(folder: Path, uid: str) -> tuple[Record, dict[str, "np.ndarray"]]:
+    """Read a state's record and weights, without torch.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    from safetensors.numpy import load as deserialize
+
+    record = _existing(folder, uid)
+    return record, _read_tensors(folder, record, ".safetensors", deserialize)
+
+
+def _existing(folder: Path, uid: str) -> Record:
+    record = read_record(folder, uid)
+    if record is None:
+        raise StateError(uid, f"{folder / uid}.json: the checkpoint is missing", "run its sweep again")
+    return record
+
+
+def _read_tensors(folder: Path, record: Record, suffix: str, deserialize: Callable[[bytes], dict]) -> dict:
+    """Verify and read one of a state's files; empty if the state has none of this kind."""
+    from safetensors import SafetensorError
+
+    uid, path = record.uid, folder / (record.uid + suffix)
+    if path.name not in record.files:
+        return {}
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != record.files[path.name]:
+        raise StateError(uid, f"{path}: the checkpoint is damaged", f"delete {uid}.json")
+    try:
+        return deserialize(content)
+    except SafetensorError as error:
+        raise StateError(uid, f"{path}: the checkpoint holds no tensors, {error}", f"delete {uid}.json") from None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path, record: Record) -> StateError | None:
+    """Read a state's files whole, and say which is not what its record vouches for."""
+    for name, digest in record.files.items():
+        path = folder / name
+        try:
+            found = file_digest(path)
+        except FileNotFoundError:
+            return StateError(record.uid, f"{path}: the checkpoint is missing", "run its sweep again")
+        if found != digest:
+            return StateError(record.uid, f"{path}: the checkpoint is damaged", "run its sweep again")
+    return None
+
+
+def remove(folder: Path, uid: str) -> None:
+    """Delete a state, its record first."""
+    for suffix in (".json", ".safetensors", ".optimizer.safetensors"):
+        (folder / (uid + suffix)).unlink(missing_ok=True)
+
+
+class _States(Set):
+    """Uids of the states in a folder that pass a test, looked up when asked for."""
+
+    def __init__(self, folder: Path, passes: Callable[[str], bool]):
+        self._folder, self._passes = folder, passes
+
+    def __contains__(self, uid: object) -> bool:
+        return self._passes(str(uid))
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.stem for path in self._folder.glob("*.json") if path.stem in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def finished(
+    folder: Path, *, since: float = 0.0, without: Container[str] = (),
+    on_damage: Callable[[StateError], Any] = lambda _: None,
+) -> Finished:  # fmt: skip
+    """Tell which states exist, whole, and which have final figures; each is read once, when it is asked for.
+
+    Args:
+        folder: of the checkpoints.
+        since: as for `find`.
+        without: uids that count as absent.
+        on_damage: as for `find`.
+    """
+
+    @cache
+    def look(uid: str) -> Record | None:
+        record = None if uid in without else find(folder, uid, since=since, on_damage=on_damage)
+        error = record and damage(folder, record)
+        if error:
+            on_damage(error)
+        return None if error else record
+
+    def exists(uid: str) -> bool:
+        # a long stage has a state for few of its epochs
+        return os.path.exists(f"{folder}/{uid}.json") and look(uid) is not None
+
+    return Finished(_States(folder, exists), _States(folder, lambda uid: exists(uid) and look(uid).test is not None))
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON below its own SHA-256."""
+    body = canonical_json(values)
+    write_atomic(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n".encode())
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+        FileNotFoundError: it is not there.
+    """
+    digest, _, body = path.read_bytes().partition(b"\n")
+    body = body.removesuffix(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError(f"{path}: damaged")
+    return json.loads(body)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write aside and rename, so that readers see the old file or the new one.
+
+    Raises:
+        OSError: with the path, which is as it was.
+    """
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> None:
+    """Delete what killed processes wrote aside and never renamed."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # its writer lives after all, and was quicker
+            if time.time() - path.stat().st_mtime < older_than_s:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

@@ -1,0 +1,130 @@
+"""Follow a sweep's event logs while it trains, for MLflow and for the person who waits."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stagetree.cli.progress import ProgressDisplay
+from stagetree.redact import redact
+from stagetree.storage.event_log import EventReader
+
+if TYPE_CHECKING:
+    from stagetree.tracking.tracker import Tracker
+
+POLL_S = 0.5
+DRAIN_S = 0.05
+AT_ONCE = 4
+"""Runs written to a server at a time, since a run is ten requests, and each waits for its answer. MLflow's server gives
+up requests when its connections to the database run out, 15 a process: many sweeps at once may bring it there."""
+HURRY_S = 0.3
+"""For MLflow when everything must end at once; what is not written is made good at the next start."""
+
+
+class Tail:
+    """A thread that reads events as they come; use as a context manager around the training.
+
+    Training goes on while tracking is down: what could not be written is written at the end, or by the next start of
+    the same sweep.
+
+    Args:
+        events: folder of the logs.
+        progress: shows what happens.
+        new_tracker: connects to MLflow, to write so many runs at a time. Called in the thread, as importing MLflow
+            takes seconds.
+    """
+
+    def __init__(self, events: Path, progress: ProgressDisplay, new_tracker: Callable[[int], "Tracker"]):
+        self._events = events
+        self._progress = progress
+        self._new_tracker = new_tracker
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="tail", daemon=True)
+        self._tracker: Tracker | None = None
+        self._in_time = float("inf")
+        self.tracking_error: Exception | None = None
+
+    def hurry(self) -> None:
+        """End soon, whatever is not written yet."""
+        self._in_time = time.monotonic() + HURRY_S
+        self._stop.set()
+
+    def __enter__(self) -> "Tail":
+        self._progress.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join(None if self._in_time == float("inf") else max(0.0, self._in_time - time.monotonic()) + 0.05)
+        self._progress.__exit__()
+
+    def _follow(self) -> None:
+        reader = EventReader(self._events, on_damage=lambda error: self._progress.note(str(error)))
+        try:
+            self._tracker = self._new_tracker(AT_ONCE)
+        except Exception as error:
+            self.tracking_error = error
+        while True:
+            ending = self._stop.is_set()  # asked before reading, so that the last events are seen
+            for event in reader.read():
+                if self._in_time < float("inf"):
+                    break
+                self._progress.on_event(event)
+                self._track(lambda tracker, event=event: tracker.on_event(event))
+            self._progress.refresh()
+            self._track(lambda tracker: tracker.flush())
+            if ending:
+                break
+            self._stop.wait(POLL_S)
+        self._finish()
+
+    def _track(self, write: Callable[["Tracker"], None]) -> None:
+        """Write to MLflow, unless it failed before."""
+        if self.tracking_error is None:
+            try:
+                write(self._tracker)
+            except Exception as error:
+                self.tracking_error = error
+                self._progress.note(
+                    f"tracking failed: {in_a_line(error)}\n(training goes on; what is missing is written at the end)"
+                )
+
+    def _finish(self) -> None:
+        """Write the rest; after an outage, everything once more from the logs, which doubles nothing."""
+        if self._in_time < float("inf"):
+            self._track(lambda tracker: tracker.leave(self._in_time))
+            return
+        self._drain()
+        if self.tracking_error is not None:
+            self.tracking_error = None
+            self._track(lambda _: self._reconnect())
+        self._track(lambda tracker: tracker.catch_up())
+        self._drain()
+        self._track(lambda tracker: tracker.close())
+
+    def _drain(self) -> None:
+        """Wait for what is on its way to MLflow."""
+        while True:
+            self._track(lambda tracker: tracker.flush())
+            if self.tracking_error is not None:
+                break
+            self._progress.recording(self._tracker.backlog)
+            if not self._tracker.backlog:
+                break
+            time.sleep(DRAIN_S)
+
+    def _reconnect(self) -> None:
+        if self._tracker is not None:
+            self._tracker.abandon()
+        self._tracker = self._new_tracker(1)  # patiently
+        for event in EventReader(self._events, on_damage=lambda _: None).read():
+            self._tracker.on_event(event)
+
+
+def in_a_line(error: Exception) -> str:
+    """What a tracking store says, without the SQL statement and its values that SQLAlchemy adds."""
+    before, sql, _ = str(error).partition("[SQL:")
+    lines = before.strip().splitlines() or [type(error).__name__]
+    return redact(lines[-1] if sql else lines[0])

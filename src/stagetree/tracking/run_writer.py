@@ -1,0 +1,273 @@
+"""One run in MLflow, from its beginning to its end.
+
+Metrics go out live, in batches. The truth is elsewhere: whatever could not be written, or was written before a crash,
+is made good from the checkpoints by `RunWriter.finish` when a run is done or found done.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from stagetree.planning.descriptions import RunEntry
+from stagetree.storage import checkpoints
+from stagetree.storage.checkpoints import Record
+from stagetree.tracking.audit import Epochs, compare, expected, metrics_of
+from stagetree.tracking.connection import LONGEST_TAG, MOST_METRICS, MOST_PARAMS, cut, in_pieces
+from stagetree.tracking.curves import draw
+from stagetree.tree.notation import WRITTEN_OUT
+from stagetree.tree.stage_tree import canonical_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from stagetree.tracking.store import Metrics
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the runs of a sweep are written."""
+
+    client: "MlflowClient"
+    experiment: str
+    """Its id."""
+    tags: Mapping[str, str]
+    """Of each run."""
+    checkpoints: Path
+    begun: dict[str, str]
+    """MLflow's id for each uid that this launch has begun."""
+    since: float
+    """States written before do not count; a file's time in seconds."""
+
+
+class RunWriter:
+    """Writes one run. Several threads may call it; what was written already is not written again."""
+
+    def __init__(self, entry: RunEntry, destination: Destination):
+        self.entry = entry
+        self.run_id: str | None = None
+        self.ended = False
+        """Whether MLflow knows how it ended."""
+        self.is_right = False
+        """Whether MLflow is known to say of it what its checkpoint says."""
+        self.older: list[str] = []
+        """Runs in MLflow that this one supersedes once it is finished."""
+        self._to, self._client = destination, destination.client
+        self._waiting: deque[tuple[int, Mapping[str, float]]] = deque()  # filled by one thread, emptied by another
+        self._recorded: dict[str, list[tuple[int, float]]] = {}
+        """All that MLflow holds of its metrics."""
+        self._epochs: set[int] = set()
+        """Those that MLflow holds something of."""
+        self._begun = self._is_running = False
+        """Whether this process wrote to it, and whether MLflow takes it for running."""
+        self._has_prefix = False
+        """Whether the epochs that were trained before this launch are written."""
+        self._lock = threading.Lock()
+
+    def add(self, epoch: int, line: Mapping[str, Any]) -> None:
+        """Take an epoch's metrics, which `flush` writes."""
+        self._waiting.append((epoch, metrics_of(line)))
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to flush."""
+        return bool(self._waiting)
+
+    def flush(self) -> None:
+        """Write the epochs that wait."""
+        with self._lock:
+            epochs = self._take_waiting()
+            if epochs and not self.ended:
+                self._write_new(epochs)
+
+    def finish(self) -> None:
+        """Make MLflow say what the checkpoint says, if its final state exists; else write nothing.
+
+        What is missing is added. MLflow takes nothing back: if a value is there twice, or is another one, the run is
+        recorded anew, and what was there is superseded.
+        """
+        with self._lock:
+            if self.is_right:
+                return
+            record = checkpoints.find(self._to.checkpoints, self.entry.uid, since=self._to.since)
+            if record is None or record.test is None or checkpoints.damage(self._to.checkpoints, record):
+                return  # what is damaged is no result: the same command trains it again
+            self._waiting.clear()
+            wanted = expected(record)
+            found = compare(wanted, self._recorded)
+            if found.wrong:
+                self._leave()
+                found = compare(wanted, {})
+            tags = {"stagetree.weights_sha256": record.weights_sha256}
+            if self.older:
+                tags["stagetree.supersedes"] = " ".join(self.older)
+            self._write(found.missing, tags=tags)
+            with _artifacts(self.entry, record, self._to.checkpoints) as folder:
+                self._client.log_artifacts(self.run_id, folder)
+            if not self.ended:
+                self._end("FINISHED")
+            self.is_right = True
+            self._recorded.clear()
+            while self.older:
+                self._client.set_tag(self.older.pop(), "stagetree.superseded", "true")
+
+    def fail(self, reason: str, trace: str) -> None:
+        """End a run as failed and say why."""
+        with self._lock:
+            if self.ended:
+                return
+            self._write_new(self._take_waiting(), tags={"stagetree.reason": reason[:LONGEST_TAG]})
+            if trace:
+                self._client.log_text(self.run_id, trace, "traceback.txt")
+            self._end("FAILED")
+
+    def kill(self, timeout: float) -> None:
+        """End a run that was begun and will not be gone on with, unless a thread is at work on it for so long."""
+        if self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX))):
+            try:
+                if self._is_running:
+                    self._client.set_terminated(self.run_id, "KILLED")
+            finally:
+                self._lock.release()
+
+    def resume(self, run_id: str, recorded: "Metrics", status: str, *, anew: bool = False) -> None:
+        """Go on with a run that an earlier process began, or put right one that it finished.
+
+        Args:
+            run_id: MLflow's.
+            recorded: all that MLflow holds of its metrics.
+            status: MLflow's; one that is not FINISHED is RUNNING once something is written.
+            anew: whether it says something that MLflow cannot take back, so that another run must supersede it.
+        """
+        self.run_id, self.ended, self.is_right = run_id, status == "FINISHED", False
+        self._is_running = status == "RUNNING"
+        self._recorded = {name: list(points) for name, points in recorded.items()}
+        self._epochs = {step for points in recorded.values() for step, _ in points}
+        if anew:
+            self._leave()
+
+    # ------------------------------------------------------------ with the lock held
+
+    def _take_waiting(self) -> dict[int, Mapping[str, float]]:
+        return dict(self._waiting.popleft() for _ in range(len(self._waiting)))
+
+    def _leave(self) -> None:
+        """Give up what is recorded, which another run supersedes."""
+        self.older.append(self.run_id)
+        self.run_id, self._recorded = None, {}
+        self.ended = self._begun = self._is_running = False
+        self._epochs.clear()
+
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        if self.run_id is None:
+            self._create()
+        elif not self.ended:
+            self._client.update_run(self.run_id, status="RUNNING")
+        self._is_running = not self.ended
+        self._describe()  # again: an earlier process may have died before it did
+        self._begun = True
+
+    def _create(self) -> None:
+        entry = self.entry
+        tags = {
+            **self._to.tags,
+            "stagetree.kind": "run",
+            "stagetree.uid": entry.uid,
+            "stagetree.shared_epochs": str(entry.shared_epochs),
+            **in_pieces("stagetree.command", entry.command),
+            "mlflow.note.content": f"`{cut(entry.command)}` trains this run alone.",
+        }
+        if len(entry.stages) > WRITTEN_OUT:  # the params hold it in brief
+            pairs = [[stage.epochs, stage.lr] for stage in entry.stages]
+            tags |= in_pieces("stagetree.stages", canonical_json(pairs))
+        self.run_id = self._client.create_run(self._to.experiment, run_name=entry.name, tags=tags).info.run_id
+        self._to.begun[entry.uid] = self.run_id
+
+    def _describe(self) -> None:
+        """Write params and the digests of trunk and data; writing them again changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+        from mlflow.exceptions import MlflowException
+
+        entry = self.entry
+        params = [Param(key, str(value)) for key, value in entry.params.items()]
+        tags = [RunTag("stagetree.trunk", entry.trunk)]
+        for first in range(0, len(params), MOST_PARAMS):
+            self._client.log_batch(self.run_id, params=params[first : first + MOST_PARAMS], tags=tags)
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    entry.dataset["name"], entry.dataset["digest"][:32], "stagetree",
+                    json.dumps({"digest": entry.dataset["digest"]}), profile=json.dumps(dict(entry.dataset)),
+                ),
+                [InputTag("mlflow.data.context", "training")],
+            )
+        ]  # fmt: skip
+        try:
+            self._client.log_inputs(self.run_id, inputs)
+        except MlflowException:  # two were the first to tell of this data set, and MLflow made an entry for one of them
+            self._client.log_inputs(self.run_id, inputs)
+
+    def _write_new(self, epochs: Mapping[int, Mapping[str, float]], tags: Mapping[str, str] | None = None) -> None:
+        """Write epochs that MLflow holds nothing of, at first those that were trained before this launch too."""
+        if not self._has_prefix:
+            epochs = self._reached() | epochs
+            self._has_prefix = True
+        self._write({epoch: values for epoch, values in epochs.items() if epoch not in self._epochs}, tags)
+
+    def _reached(self) -> dict[int, Mapping[str, float]]:
+        """The epochs of the last state on its way that exists."""
+        for uid in reversed(self.entry.path):
+            record = checkpoints.find(self._to.checkpoints, uid, since=self._to.since)
+            if record is not None:
+                return {line["epoch"]: metrics_of(line) for line in record.history}
+        return {}
+
+    def _write(self, epochs: Epochs, tags: Mapping[str, str] | None = None) -> None:
+        """Write metrics and tags. A call takes 1,000 metrics at most, and writes all of them or none."""
+        from mlflow.entities import Metric, RunTag
+
+        self._begin()
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, epoch)
+            for epoch, values in sorted(epochs.items())
+            for name, value in values.items()
+        ]
+        run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
+        for first in range(0, max(len(metrics), 1), MOST_METRICS):
+            some = metrics[first : first + MOST_METRICS]
+            self._client.log_batch(self.run_id, metrics=some, tags=run_tags)
+            for metric in some:
+                self._recorded.setdefault(metric.key, []).append((metric.step, metric.value))
+                self._epochs.add(metric.step)
+
+    def _end(self, status: str) -> None:
+        self._client.set_terminated(self.run_id, status)
+        self.ended, self._is_running = True, False
+
+
+@contextlib.contextmanager
+def _artifacts(entry: RunEntry, record: Record, states: Path) -> Iterator[str]:
+    """Lay out a run's artifacts in a temporary folder: weights, configuration, curves."""
+    with tempfile.TemporaryDirectory(dir=states, prefix=".artifacts-") as folder:
+        weights = states / f"{entry.uid}.safetensors"
+        try:
+            os.link(weights, Path(folder) / "weights.safetensors")
+        except OSError:  # not every shared folder has links
+            shutil.copy(weights, Path(folder) / "weights.safetensors")
+        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(entry.config, sort_keys=False))
+        curves = draw(entry.name, record.history, [stage.epochs for stage in entry.stages])
+        (Path(folder) / "curves.svg").write_text(curves, encoding="utf-8")
+        yield folder

@@ -1,0 +1,115 @@
+"""Which accelerator a worker trains on: each worker has a slot of its own, whichever sweep of this machine it serves.
+
+A slot is a claim in a file of this machine, so that it is free again when its worker is gone, however that ended.
+"""
+
+import getpass
+import os
+import platform
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from stagetree.storage.locks import Claims
+
+DEV = Path("/dev")
+NVIDIA = Path("/proc/driver/nvidia/version")
+POLL_S = 0.2
+_mine: int | None = None
+
+
+@cache
+def resolve_device(device: str) -> str:
+    """What `auto` stands for on this machine, found out without importing torch."""
+    if device != "auto":
+        return device
+    if NVIDIA.exists() and not _cpu_build():
+        return "cuda"
+    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+
+
+@cache
+def lacking(device: str) -> str:
+    """What to say of a device that this machine lacks; empty if it is there.
+
+    Torch is asked, and imported, only where nothing else tells.
+    """
+    if device == "cpu" or (device == "cuda" and NVIDIA.exists() and count_devices(device) and not _cpu_build()):
+        return ""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if available[device]():
+        return ""
+    return (
+        f"trainer.device: got {device}, but torch {torch.__version__} on {socket.gethostname()} does not see one "
+        "(trainer.device=cpu trains without)"
+    )
+
+
+def _cpu_build() -> bool:
+    return metadata.version("torch").endswith("+cpu")
+
+
+def count_devices(device: str) -> int | None:
+    """Devices that this process may use, without torch; `None` for the CPU and others that workers always share."""
+    if device != "cuda":
+        return None
+    there = len(list(DEV.glob("nvidia[0-9]*")))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if chosen is None else min(there, len([name for name in chosen.split(",") if name.strip()]))
+
+
+def use_device(device: str, workers_per_device: int, check: Callable[[], None], tell: Callable[[str], None]) -> None:
+    """Give this process a device for good, and wait until there is one that has a free slot.
+
+    Args:
+        device: of torch; only `cuda` comes in several.
+        workers_per_device: workers that may share one.
+        check: called while waiting; what it raises ends that.
+        tell: told why this process waits, once.
+    """
+    global _mine
+    if device != "cuda" or _mine is not None:
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count:  # without, training says so
+        # by what it is: its number may be another one in a process that sees fewer
+        names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
+        _mine = take_slot(_claims(), names, workers_per_device, check, tell)
+        torch.cuda.set_device(_mine)
+
+
+def take_slot(
+    claims: Claims,
+    names: Sequence[str],
+    workers_per_device: int,
+    check: Callable[[], None],
+    tell: Callable[[str], None],
+) -> int:
+    """Claim a slot, on the device with the fewest taken; return the position of its name."""
+    told = False
+    while True:
+        for slot in range(workers_per_device):
+            for number, name in enumerate(names):
+                if claims.take(f"{name} {slot}"):
+                    return number
+        if not told:
+            tell(
+                f"a worker waits for a device: {len(names)} here, with {workers_per_device} worker"
+                f"{'s' * (workers_per_device > 1)} each "
+                f"(trainer.workers_per_device={workers_per_device + 1} allows more)"
+            )
+            told = True
+        check()
+        time.sleep(POLL_S)
+
+
+def _claims() -> Claims:
+    return Claims(Path(tempfile.gettempdir()) / f"stagetree-devices-{getpass.getuser()}.lock")

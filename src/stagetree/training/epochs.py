@@ -1,0 +1,231 @@
+"""Passes of a pack over the data: training and evaluation, the pictures gathered on the device."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stagetree.data import cache, sampling
+from stagetree.errors import InputError
+from stagetree.models.losses import loss_gradient, loss_sums
+from stagetree.models.mlp import Layer, Pack, State
+from stagetree.models.optimizers import PackOptimizer
+from stagetree.training.cuda_graphs import Replayed, record_cuda
+from stagetree.training.devices import lacking
+
+
+@dataclass(frozen=True)
+class Split:
+    """A prepared data set on a device, divided; images are `(n, in_features)`, `train` and `val` index the first."""
+
+    info: cache.DataInfo
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    train: Tensor
+    val: Tensor
+
+    @classmethod
+    def load(cls, folder: Path, spec: Mapping) -> "Split":
+        """Bring a prepared data set to the device that `spec`, a pack's shape, names."""
+        arrays = cache.load(folder, spec["data"])
+        parts = (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels)
+        tensors = [torch.from_numpy(array).to(spec["device"]) for array in parts]
+        members = sampling.split(arrays.info.n_train, spec["val_size"], spec["val_seed"])
+        return cls(arrays.info, *tensors, *(indices.to(spec["device"]) for indices in members))
+
+    def batch(self, rows: Tensor, spec: Mapping, *, test: bool = False) -> tuple[Tensor, Tensor]:
+        """Gather pictures: indices `(..., b)` -> float32 `(..., b, in_features)` and labels `(..., b)`."""
+        images, labels = (self.test_images, self.test_labels) if test else (self.train_images, self.train_labels)
+        flat = rows.reshape(-1)
+        pixels = images.index_select(0, flat).view(*rows.shape, -1)
+        return sampling.to_float(pixels, self.info, spec["mean"], spec["std"]), labels[flat].view(rows.shape)
+
+
+class _Sums:
+    """Loss and hits of each member, added up on the device, in place; the loss in float64, as a sum of many terms."""
+
+    def __init__(self, k: int, device: torch.device):
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        self._loss = torch.zeros(k, dtype=torch.float64, device=device)
+        self._weight = torch.zeros(k, dtype=torch.float64, device=device)
+        self._hits = torch.zeros(k, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor, weight: Tensor | float) -> None:
+        hits = (logits.argmax(-1) == labels).sum(1)
+        device = self._loss.device
+        self._loss += loss.to(device)
+        self._weight += weight if isinstance(weight, float) else weight.to(device)
+        self._hits += hits.to(device)
+
+    def means(self, part: str, pictures: int) -> list[dict[str, float]]:
+        columns = zip((self._loss / self._weight).tolist(), self._hits.tolist(), strict=True)
+        return [{f"{part}/loss": loss, f"{part}/acc": hits / pictures} for loss, hits in columns]
+
+    def reset(self) -> None:
+        for value in (self._loss, self._weight, self._hits):
+            value.zero_()
+
+
+def prepare_device(spec: Mapping) -> None:
+    """Set what is global in torch.
+
+    Raises:
+        InputError: this machine lacks the device.
+    """
+    device = spec["device"]
+    if said := lacking(device):
+        raise InputError(said)
+    if device == "cpu":
+        torch.set_num_threads(spec["threads"])
+        # Moments of weights that are trained no more decay to numbers that a CPU multiplies a hundred times as slowly.
+        torch.set_flush_denormal(True)
+    torch.backends.cuda.matmul.allow_tf32 = spec["precision"] == "tf32"
+
+
+@contextlib.contextmanager
+def prepared_device(spec: Mapping) -> Iterator[None]:
+    """`prepare_device` for a time: whoever called may go on with torch in this process."""
+    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    flushes = sys.float_info.min / 2 == 0.0  # torch does not say
+    try:
+        prepare_device(spec)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushes)
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def never() -> None:
+    """Do not end training before its time."""
+
+
+@torch.no_grad()
+def evaluate(
+    pack: Pack, split: Split, spec: Mapping, part: str, check: Callable[[], None] = never
+) -> list[dict[str, float]]:
+    """Mean loss and accuracy of each member on `val` or `test`: `{"val/loss": ..., "val/acc": ...}`."""
+    test = part == "test"
+    rows = torch.arange(split.info.n_test, device=split.train.device) if test else split.val
+    sums = _Sums(len(pack), split.train.device)
+    for first in range(0, len(rows), spec["eval_batch_size"]):
+        check()
+        x, y = split.batch(rows[first : first + spec["eval_batch_size"]], spec, test=test)
+        y = y.expand(len(pack), -1)
+        with _precision(spec):
+            logits = pack.forward(x.expand(len(pack), -1, -1))
+        sums.add(logits.float(), y, *loss_sums(logits.float(), y, spec["loss"]))
+    return sums.means(part, len(rows))
+
+
+class Training:
+    """Trains a pack, in place, an epoch at a time.
+
+    On a CUDA device the whole step, optimizer included, is replayed as a CUDA graph where it can be.
+
+    Args:
+        states: each member's weights.
+        optimizers: each member's optimizer settings, of one name.
+        lrs: each member's.
+        keys: each member's `(seed, first epoch)`; a seed and an epoch, counted from 0 over the whole schedule, decide
+            the order of its minibatches and the dropout masks.
+        split: the data.
+        spec: what the members have in common.
+
+    Attributes:
+        pack: the members.
+        optimizer: `None` for plain SGD, which is folded into the backward pass.
+    """
+
+    def __init__(
+        self, states: Sequence[State], optimizers: Sequence[Mapping], lrs: Sequence[float],
+        keys: Sequence[tuple[int, int]], split: Split, spec: Mapping,
+    ):  # fmt: skip
+        self._split, self._spec, self._device = split, spec, split.train.device
+        folded, model = spec["folded"], spec["model"]
+        # torch.optim's fused kernels take contiguous weights only
+        spaced = folded and self._device.type == "cpu"
+        self.pack = Pack(
+            states, activation=model["activation"], dropout=model["dropout"], device=self._device, spaced=spaced
+        )
+        self._lr = torch.tensor(lrs, device=self._device)[:, None, None] if folded else None
+        self.optimizer = None if folded else PackOptimizer(self.pack.parameters, optimizers, lrs)
+        self._keys = list(dict.fromkeys(keys))  # members with equal keys see the same minibatches and masks
+        self._members = [self._keys.index(key) for key in keys]
+        self._orders = self._keys if spec["shuffle"] else self._keys[:1]
+        self._owner = torch.tensor(self._members, device=self._device)
+        self._sums = _Sums(len(states), self._device)
+        self._step: Callable[..., None] = self._advance
+        self._stream = None
+        if self._device.type == "cuda" and (folded or self.optimizer.capturable):
+            self._step = Replayed(self._advance, record_cuda)
+            self._stream = torch.cuda.Stream(self._device)
+
+    @property
+    def steps(self) -> int:
+        """Minibatches of an epoch."""
+        return -(-len(self._split.train) // self._spec["batch_size"])
+
+    def epoch(self, epoch: int, check: Callable[[], None] = never) -> list[dict[str, float]]:
+        """Train an epoch and return each member's mean loss and accuracy over its minibatches.
+
+        Args:
+            epoch: counted from each member's first, from 0.
+            check: called before each minibatch; what it raises ends training there.
+        """
+        keys = [(seed, first + epoch) for seed, first in self._keys]
+        generators = [sampling.generator(*key, "dropout", self._device) for key in keys]
+        generators = [generators[member] for member in self._members]
+        orders = torch.stack([
+            sampling.epoch_order(self._split.train, seed=seed, epoch=number, shuffle=self._spec["shuffle"])
+            for seed, number in keys[: len(self._orders)]
+        ])  # fmt: skip
+        with self._own_stream():
+            self._sums.reset()
+            for first in range(0, orders.shape[1], self._spec["batch_size"]):
+                check()
+                rows = orders[:, first : first + self._spec["batch_size"]]
+                self._step(rows, *self.pack.masks(rows.shape[1], generators))
+        return self._sums.means("train", orders.shape[1])
+
+    @torch.no_grad()
+    def _advance(self, rows: Tensor, *masks: Tensor) -> None:
+        """Train on one minibatch of each member: rows `(orders, b)`."""
+        x, y = self._split.batch(rows, self._spec)
+        if len(self._orders) == 1:
+            x, y = x.expand(len(self.pack), -1, -1), y.expand(len(self.pack), -1)
+        elif len(self._orders) < len(self.pack):
+            x, y = x[self._owner], y[self._owner]
+        tape: list[Layer] = []
+        with _precision(self._spec):
+            logits = self.pack.forward(x, masks=masks, tape=tape)
+        loss, weight, grad = loss_gradient(logits.float(), y, self._spec["loss"])
+        with _precision(self._spec):
+            grads = self.pack.backward(tape, grad.to(logits.dtype), self._lr)
+        if self.optimizer is not None:
+            self.optimizer.step(grads)
+        self._sums.add(logits, y, loss, weight)
+
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Work on one stream of our own: what is recorded there must have been warmed up there."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+
+def _precision(spec: Mapping):
+    if spec["precision"] == "bfloat16":
+        # the weights change with each step: nothing of them may be kept, and a CUDA graph must not refer to it
+        return torch.autocast(spec["device"], torch.bfloat16, cache_enabled=False)
+    return contextlib.nullcontext()

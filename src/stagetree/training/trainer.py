@@ -1,0 +1,262 @@
+"""Train nodes of the stage tree in packs. There is no other training loop.
+
+State passes from a node to its children through checkpoints alone, so a fork, a resumed run and one that starts in
+another process are the same thing. What happens is told to an event log; nothing here knows of MLflow or Hydra.
+"""
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from stagetree.execution.shutdown import Stopped
+from stagetree.models.mlp import State, initial_state
+from stagetree.storage import checkpoints
+from stagetree.storage.event_log import EventLog
+from stagetree.storage.locks import Claims, store_claims
+from stagetree.storage.tasks import Settings
+from stagetree.training.epochs import Split, Training, evaluate, never, prepared_device
+from stagetree.training.measurement import measured
+from stagetree.tree.stage_tree import Node
+
+QUICK_S = 0.3
+"""An epoch that is shorter is ended when training is to stop; a longer one is broken off, and begins again later."""
+
+
+class Trainer:
+    """Trains packs for one unit; keeps the data on the device between them.
+
+    Args:
+        settings: of the unit.
+        log: told what happens.
+        check: called often; raises `Stopped` when training is to end.
+    """
+
+    def __init__(self, settings: Settings, log: EventLog, check: Callable[[], None]):
+        self.settings, self.log, self.check = settings, log, check
+        self.folder = checkpoints.folder_of(Path(settings.output_dir))
+        self._claims = store_claims(Path(settings.output_dir))
+        self._splits: dict[str, Split] = {}
+
+    def largest_pack(self, nodes: Sequence[Node]) -> int:
+        """Most of these nodes, of one shape, that train well together."""
+        if self.settings.pack_size != "auto":
+            return int(self.settings.pack_size)
+        if len(nodes) == 1:
+            return 1
+        return measured(Path(self.settings.output_dir), nodes[0], len(nodes), self._split, self.check).best
+
+    def attempt(self, nodes: Sequence[Node]) -> dict[str, str]:
+        """Train nodes of one shape side by side; what fails is found by halving the pack.
+
+        Returns:
+            The reason for each uid that failed.
+
+        Raises:
+            StateError: a starting state is missing or damaged.
+            OSError: no run is to blame: the disk is full or read-only, or a file is gone.
+        """
+        try:
+            return self._train(nodes)
+        except (checkpoints.StateError, OSError):
+            raise
+        except Exception as error:  # whatever one member does must leave the others finishing
+            if len(nodes) > 1:
+                half = len(nodes) // 2
+                return self.attempt(nodes[:half]) | self.attempt(nodes[half:])
+            return {nodes[0].uid: self.fail(nodes[0], f"{type(error).__name__}: {error}", traceback.format_exc())}
+
+    def fail(self, node: Node, reason: str, trace: str = "", *, alone: bool = False) -> str:
+        """Tell why a node failed; `alone`: its state was reached, so that what starts from it goes on."""
+        event = {"kind": "failed", "uid": node.uid, "reason": reason, "traceback": trace}
+        self.log.append(event | {"alone": True} if alone else event)
+        return reason
+
+    def _split(self, spec: Mapping) -> Split:
+        key = json.dumps([spec["data"], spec["val_size"], spec["val_seed"], spec["device"]])
+        if key not in self._splits:
+            self._splits[key] = Split.load(Path(self.settings.data[spec["data"]]), spec)
+        return self._splits[key]
+
+    def _train(self, nodes: Sequence[Node]) -> dict[str, str]:
+        """Train each node's epochs, telling the log, and keep the states reached."""
+        spec = json.loads(nodes[0].shape)
+        with prepared_device(spec):
+            return self._train_prepared(nodes, spec)
+
+    def _train_prepared(self, nodes: Sequence[Node], spec: Mapping) -> dict[str, str]:
+        members = _Members(nodes, spec, self._split(spec), self.folder, self._claims)
+        parts = ["val"] * (len(members.split.val) > 0) + ["test"] * self.settings.test_every_epoch
+        self.log.append({"kind": "pack", "uids": [node.uid for node in nodes], "epochs": nodes[0].epochs})
+        if parts and any(node.parent is None for node in nodes):
+            for k, metrics in enumerate(members.evaluate(parts)):
+                if nodes[k].parent is None:
+                    self._record(members, k, {"epoch": 0, **_finite(metrics)})
+        failed: dict[str, str] = {}
+        saved_at = time.monotonic()
+        took = math.inf
+        for epoch in range(nodes[0].epochs):
+            started = time.perf_counter()
+            quick = took < QUICK_S
+            before = members.copy() if epoch and not quick else None
+            try:
+                self.check()
+                trained, evaluated = members.train_epoch(epoch, never if quick else self.check), members.evaluate(parts)
+            except Stopped:
+                if epoch:
+                    members.restore(before)
+                    members.save_partials(epoch, failed)
+                raise
+            took = time.perf_counter() - started
+            seconds = took / len(nodes)
+            for k, node in enumerate(nodes):
+                if node.uid in failed:
+                    continue
+                metrics = {**trained[k], **evaluated[k]}
+                number = node.first_epoch + epoch + 1
+                # the test set only tells how a run ends
+                decisive = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+                if reason := _diverged(decisive, number, node.lr):
+                    failed[node.uid] = self.fail(node, reason)
+                else:
+                    self._record(members, k, {"epoch": number, **_finite(metrics), "lr": node.lr, "seconds": seconds})
+            if len(failed) == len(nodes):
+                return failed
+            done = epoch + 1
+            if done < nodes[0].epochs and time.monotonic() - saved_at >= self.settings.checkpoint_every_s:
+                members.save_partials(done, failed)
+                saved_at = time.monotonic()
+        tests = members.evaluate(["test"]) if any(node.final for node in nodes) else []
+        for k, node in enumerate(nodes):
+            if node.uid in failed:
+                continue
+            test = tests[k] if node.final else {}
+            reason = _diverged(test, node.first_epoch + node.epochs, node.lr)
+            members.save_end(k, None if reason or not node.final else test)
+            if reason:
+                self.fail(node, reason, alone=True)
+            else:
+                self.log.append({"kind": "done", "uid": node.uid})
+        members.remove_partials()
+        return failed
+
+    def _record(self, members: "_Members", k: int, line: Mapping[str, float]) -> None:
+        members.histories[k].append(line)
+        self.log.append({"kind": "epoch", "uid": members.nodes[k].uid, **line})
+
+
+def _diverged(metrics: Mapping[str, float], epoch: int, lr: float) -> str:
+    """Why a run has diverged, empty if it has not: a metric that is no finite number. A large one is a result."""
+    bad = [f"{name} became {value} in epoch {epoch}" for name, value in metrics.items() if not math.isfinite(value)]
+    return f"diverged at lr {lr:g}: {bad[0]}" if bad else ""
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+class _Members:
+    """Nodes that train side by side: their weights, optimizer and histories, from their starting states on."""
+
+    def __init__(self, nodes: Sequence[Node], spec: Mapping, split: Split, folder: Path, claims: Claims):
+        self.nodes, self.spec, self.split, self.folder, self._claims = nodes, spec, split, folder, claims
+        self.histories: list[list[Mapping[str, float]]] = []
+        seeds = [json.loads(node.trunk)["seed"] for node in nodes]
+        self._partials: set[str] = set()
+        weights, states = [], []
+        for node, seed in zip(nodes, seeds, strict=True):
+            history, weight, state = self._start(node, seed)
+            self.histories.append(history)
+            weights.append(weight)
+            states.append(state)
+        settings = [json.loads(node.trunk)["optimizer"] for node in nodes]
+        keys = [(seed, node.first_epoch) for node, seed in zip(nodes, seeds, strict=True)]
+        self._training = Training(weights, settings, [node.lr for node in nodes], keys, split, spec)
+        self.pack, self._optimizer = self._training.pack, self._training.optimizer
+        if self._optimizer:
+            for k, state in enumerate(states):
+                self._optimizer.load(k, state)
+
+    def _start(self, node: Node, seed: int) -> tuple[list, State, State]:
+        """History, weights and optimizer state that a node starts from."""
+        if node.parent is None:
+            info = self.split.info
+            return [], initial_state(seed, info.in_features, len(info.classes), self.spec["model"]), {}
+        record, weights, state = checkpoints.load(self.folder, node.parent)
+        if record.partial:
+            self._partials.add(node.parent)
+        fresh = node.starts_stage and self.spec["reset_optimizer"]
+        return list(record.history), weights, {} if fresh else state
+
+    def train_epoch(self, epoch: int, check: Callable[[], None]) -> list[dict[str, float]]:
+        """Train the nodes' `epoch`-th epoch, from 0, and return each one's training metrics."""
+        return self._training.epoch(epoch, check)
+
+    def evaluate(self, parts: Sequence[str]) -> list[dict[str, float]]:
+        """Evaluate on each of the parts, `val` or `test`."""
+        metrics: list[dict[str, float]] = [{} for _ in self.nodes]
+        for part in parts:
+            for own, more in zip(metrics, evaluate(self.pack, self.split, self.spec, part), strict=True):
+                own |= more
+        return metrics
+
+    def copy(self) -> list:
+        """Copy what training changes, for `restore`."""
+        weights = [parameter.clone() for parameter in self.pack.parameters]
+        states = [self._optimizer.state(k) for k in range(len(self.nodes))] if self._optimizer else []
+        return [weights, states]
+
+    def restore(self, copied: list | None) -> None:
+        """Go back to what `copy` took, if anything."""
+        if copied is None:
+            return
+        weights, states = copied
+        for parameter, value in zip(self.pack.parameters, weights, strict=True):
+            parameter.copy_(value)
+        for k, state in enumerate(states):
+            self._optimizer.load(k, state)
+
+    def save(self, k: int, uid: str, *, test: Mapping[str, float] | None = None, partial: bool = False) -> None:
+        """Keep a member's state as it is now."""
+        state = self._optimizer.state(k) if self._optimizer else {}
+        checkpoints.save(
+            self.folder, uid, self.pack.state(k), state, trunk=self.nodes[k].trunk, parent=self.nodes[k].parent,
+            history=tuple(self.histories[k]), test=test, partial=partial,
+        )  # fmt: skip
+
+    def save_end(self, k: int, test: Mapping[str, float] | None) -> None:
+        """Keep the state that a member's node leads to."""
+        uid = self.nodes[k].uid
+        self.save(k, uid, test=test, partial=not self.nodes[k].kept and self._is_ours(uid))
+
+    def _is_ours(self, uid: str) -> bool:
+        """Whether a state may go again; another sweep may have ended a run there."""
+        there = checkpoints.find(self.folder, uid)
+        return there is None or there.partial
+
+    def save_partials(self, done: int, failed: Mapping[str, str]) -> None:
+        """Keep states within a stage, so that a killed run goes on from there; those before them go."""
+        old, self._partials = self._partials, set()
+        for k, node in enumerate(self.nodes):
+            if node.uid in failed:
+                continue
+            uid = node.uid_before(node.epochs - done)
+            if self._is_ours(uid):
+                self.save(k, uid, partial=True)
+                self._partials.add(uid)
+        self._remove(old - self._partials)
+
+    def remove_partials(self) -> None:
+        """Drop what was kept within the stage that is done now."""
+        self._remove(self._partials)
+
+    def _remove(self, uids: set[str]) -> None:
+        for uid in uids:
+            if not self._claims.take(uid):  # another sweep ends a run here
+                continue
+            record = checkpoints.find(self.folder, uid)
+            if record is not None and record.partial:
+                checkpoints.remove(self.folder, uid)
+            self._claims.release(uid)

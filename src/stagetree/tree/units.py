@@ -1,0 +1,126 @@
+"""A stage tree divided: units for workers, and packs within a unit. Standard library only."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from stagetree.tree.stage_tree import Node, StageTree
+
+Unit = tuple[Node, ...]
+"""Whole subtrees, trained by one worker."""
+
+MOST_PIECES, PIECE_S = 4, 30.0
+"""Units of a worker, one after the other, so that one that has more to do than was estimated leaves some to others;
+each fills packs, and is that long, since a worker may have to be started for it."""
+
+
+def cut_units(
+    tree: StageTree, workers: int, epoch_cost: Mapping[str, float], packs: Mapping[str, int] | None = None
+) -> list[Unit]:
+    """Divide the tree between workers, neighbours in shape together, so that packs stay large.
+
+    A subtree that is more than one worker's share, or a large part of it with enough leaves to fill several packs, is
+    cut at its first fork. What is below goes to units of its own, which can start once that trunk is trained, whatever
+    other units still do (`predecessors`).
+
+    Args:
+        tree: what is to be trained.
+        workers: units that run at a time, at least 1.
+        epoch_cost: work of an epoch of each shape, in any unit.
+        packs: members that train well together, by shape, if that is known; `epoch_cost` is in seconds then.
+
+    Returns:
+        Units in an order in which they can be started: what others wait for comes first, the longest way to go ahead.
+    """
+
+    def weigh(root: Node) -> tuple[float, int]:
+        cost, leaves = 0.0, 0
+        for node in root.walk():
+            cost += node.epochs * epoch_cost[node.shape]
+            leaves += not node.children
+        return cost, leaves
+
+    units: list[Unit] = []
+    # roots that can start together, at a time of their own, and the most units that they are worth
+    families: list[tuple[Sequence[Node], int]] = [(tree.roots, workers)]
+    while families:
+        weights = [[weigh(root) for root in family] for family, _ in families]
+        share = sum(cost for own in weights for cost, _ in own) / workers
+        trunks: list[tuple[float, Node, tuple[Sequence[Node], int]]] = []
+        wholes: list[Unit] = []
+        for (family, most), own in zip(families, weights, strict=True):
+            whole = []
+            for root, (cost, leaves) in zip(family, own, strict=True):
+                trunk, below = _first_fork(root)
+                full = leaves // packs[root.shape] if packs else 0
+                large = workers > 1 and full >= MOST_PIECES and cost > max(share / MOST_PIECES, PIECE_S)
+                if len(below) > 1 and (cost > share or large):
+                    trunks.append((cost, trunk, (below, workers if cost > share else min(workers, full))))
+                else:
+                    whole.append((root, cost, leaves))
+            parts = max(most - (len(family) - len(whole)), 1)
+            wholes += _balance(whole, parts * (_pieces(whole, parts, packs) if packs else 1))
+        trunks.sort(key=lambda cut: -cut[0])
+        units += [(trunk,) for _, trunk, _ in trunks] + wholes
+        families = [below for _, _, below in trunks]
+    return units
+
+
+def predecessors(units: Sequence[Unit]) -> list[set[int]]:
+    """For each unit, the positions of those that train the states it starts from."""
+    home = {node.uid: place for place, unit in enumerate(units) for root in unit for node in root.walk()}
+    return [{home[root.parent] for root in unit if root.parent in home} - {place} for place, unit in enumerate(units)]
+
+
+def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
+    """Split a subtree into the chain that leads to its first fork and the subtrees below that."""
+    chain = [root]
+    while len(chain[-1].children) == 1:
+        chain.append(chain[-1].children[0])
+    below, top = chain[-1].children, None
+    for node in reversed(chain):
+        top = replace(node, children=(top,) if top else ())
+    return top, below
+
+
+def _pieces(roots: Sequence[tuple[Node, float, int]], parts: int, packs: Mapping[str, int]) -> int:
+    """How many units each part of the roots, with their costs and leaves, is best divided into."""
+    full = max((packs[root.shape] for root, _, _ in roots), default=1)
+    seconds = sum(cost for _, cost, _ in roots) / parts
+    # either packs are full at the roots already, or what is below fills so many that these few do not matter
+    filled = max(len(roots), sum(leaves for _, _, leaves in roots) // MOST_PIECES) // (parts * full)
+    return max(1, min(MOST_PIECES, filled, len(roots) // parts, int(seconds / PIECE_S)))
+
+
+def _balance(roots: Sequence[tuple[Node, float, int]], parts: int) -> list[Unit]:
+    """Slice the roots, sorted by shape so that packs stay together, into units of equal cost."""
+    ordered = sorted(roots, key=lambda root: (root[0].shape, root[0].epochs, root[0].trunk, root[0].stages))
+    share = sum(cost for _, cost, _ in ordered) / parts or 1.0
+    slices: dict[int, list[Node]] = {}
+    before = 0.0
+    for node, cost, _ in ordered:
+        place = min(int((before + cost / 2) / share), parts - 1)
+        slices.setdefault(place, []).append(node)
+        before += cost
+    return [tuple(members) for _, members in sorted(slices.items())]
+
+
+def next_pack(ready: Sequence[Node], largest: Callable[[Sequence[Node]], int]) -> list[Node]:
+    """Choose the nodes to train side by side next: the most that have shape and length in common.
+
+    Args:
+        ready: nodes whose starting state exists; at least one.
+        largest: most members of a pack of such nodes.
+    """
+    groups: dict[tuple[str, int], list[Node]] = {}
+    for node in ready:
+        groups.setdefault((node.shape, node.epochs), []).append(node)
+    members = max(groups.values(), key=len)
+    return even_packs(members, largest(members))[0]
+
+
+def even_packs(members: Sequence[Node], largest: int) -> list[list[Node]]:
+    """Divide members into as few packs as possible, of about equal size."""
+    count = -(-len(members) // largest)
+    ends = [round(len(members) * i / count) for i in range(count + 1)]
+    return [list(members[first:end]) for first, end in pairwise(ends)]
