@@ -16,23 +16,23 @@ test: .venv/installed  ## all tests
 	$(BIN)/python -m pytest -n 2
 
 faults: .venv/installed  ## the fault suite with its full counts (about an hour on 2 cores), and its table
-	$(BIN)/python -m pytest -n 2 --faults full tests/test_fault_*.py
+	$(BIN)/python -m pytest -n 2 --faults full tests/faults --deselect tests/faults/test_properties.py
 
 properties: .venv/installed  ## 1,000 random histories of grids, kills, extensions and damage: MLflow, checkpoints, CSV, plain torch
-	$(BIN)/python -m pytest --hypothesis-profile=many --hypothesis-show-statistics --durations=1 tests/test_properties.py
+	$(BIN)/python -m pytest --hypothesis-profile=many --hypothesis-show-statistics --durations=1 tests/faults/test_properties.py
 
 launchers: .venv/installed  ## kills under each launcher with full counts, SLURM and Ray included, and what a unit costs (half an hour)
-	$(BIN)/python -m pytest --faults full tests/test_launchers.py tests/test_hosts.py
-	PYTHONPATH=tests $(BIN)/python benchmarks/launchers.py
+	$(BIN)/python -m pytest --faults full tests/execution/test_launchers.py tests/execution/test_hosts.py
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/launchers.py
 
 conformance: .venv/installed  ## Hydra's own suites for launchers through our sweeper, with each launcher (10 minutes)
-	$(BIN)/python -m pytest --faults full tests/test_conformance.py
+	$(BIN)/python -m pytest --faults full tests/execution/test_conformance.py
 
 test-matrix: .venv/installed  ## all tests and Hydra's suites with each version of Hydra (HYDRA_VERSIONS="...")
 	for version in $(HYDRA_VERSIONS); do \
 		$(BIN)/python -m pip install --quiet --upgrade --target .venv/hydra-$$version hydra-core==$$version && \
 		PYTHONPATH=$(CURDIR)/.venv/hydra-$$version $(BIN)/python -m pytest -n 2 && \
-		PYTHONPATH=$(CURDIR)/.venv/hydra-$$version $(BIN)/python -m pytest --faults full tests/test_conformance.py \
+		PYTHONPATH=$(CURDIR)/.venv/hydra-$$version $(BIN)/python -m pytest --faults full tests/execution/test_conformance.py \
 		|| exit 1; \
 	done
 
@@ -58,7 +58,7 @@ waves: .venv/installed  ## an unbalanced tree with and without waves: wall time,
 	$(BIN)/python benchmarks/waves.py
 
 team: .venv/installed  ## thirty sweeps at once to MLflow on PostgreSQL with logins (10 minutes)
-	PYTHONPATH=tests $(BIN)/python benchmarks/team.py
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/team.py
 
 bench-gpu: $(if $(GPU_PYTHON),,.venv/installed)  ## packs on a CUDA device (GPU_PYTHON=... for an interpreter whose torch knows it), and the tests for it
 	PYTHONPATH=src:sweeper $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -m gpu -p no:cacheprovider tests

@@ -1,7 +1,7 @@
 """What a unit costs under each launcher beside training it: the same trivial runs in many units and in few.
 
-    PYTHONPATH=tests python benchmarks/launchers.py               # SLURM is installed and started, with two nodes
-    PYTHONPATH=tests python benchmarks/launchers.py joblib ray
+    PYTHONPATH=tests/support python benchmarks/launchers.py   # SLURM is installed and started, with two nodes
+    PYTHONPATH=tests/support python benchmarks/launchers.py joblib ray
 
 Two workers each, one for `basic`. Timed is the launch alone, without Hydra's and MLflow's start.
 """

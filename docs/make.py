@@ -30,7 +30,7 @@ SOURCE = DOCS.parent / "src" / "stagetree"
 HEAD = """\
 # Configuration
 
-Every setting, from the schema in [`config.py`](../src/stagetree/config.py). `make docs` writes this page.
+Every setting, from the schema in [`config.py`](../src/stagetree/config/schema.py). `make docs` writes this page.
 Give settings as `group.setting=value` and choose a group's file as `group=name`; `stagetree train --cfg job` prints
 what would be used. The default here is that of the schema; the files in [`conf`](../conf) set others, such as each data
 set's folder. A setting without a default comes from these files or must be given.

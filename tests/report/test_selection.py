@@ -1,7 +1,7 @@
 """Which recorded runs the settings that were typed leave."""
 
 import pytest
-from test_recorded_settings import base, recorded
+from every_setting import base, recorded
 
 from stagetree.config import schema, validation
 from stagetree.errors import InputError

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import Bench
+from bench import Bench
 
 from stagetree.models.optimizers import CLASSES
 from stagetree.storage import checkpoints

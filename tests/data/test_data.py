@@ -17,7 +17,7 @@ from stagetree.config import schema
 from stagetree.data import cache, readers
 from stagetree.errors import InputError
 
-REAL = Path(os.environ.get("STAGETREE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REAL = Path(os.environ.get("STAGETREE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def npz(path: Path, **settings) -> schema.Npz:

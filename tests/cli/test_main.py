@@ -19,7 +19,7 @@ from stagetree.cli import arguments, main, ui
 from stagetree.errors import InputError
 from stagetree.execution import hydra_launchers
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.fixture
@@ -71,12 +71,10 @@ def sweeps(monkeypatch):
     def leaderboard(config, overrides):
         seen.reported = config.report
 
-    for name, stub in {
-        "runner": SimpleNamespace(run=run, leaderboard=leaderboard),
-        "walk": SimpleNamespace(train_unit=train_unit),
-    }.items():
-        monkeypatch.setitem(sys.modules, f"stagetree.{name}", stub)
-        monkeypatch.setattr(stagetree, name, stub, raising=False)
+    stub = SimpleNamespace(run=run, leaderboard=leaderboard)
+    monkeypatch.setitem(sys.modules, "stagetree.runner", stub)
+    monkeypatch.setattr(stagetree, "runner", stub, raising=False)
+    monkeypatch.setitem(sys.modules, "stagetree.execution.worker", SimpleNamespace(train_unit=train_unit))
     return seen
 
 

@@ -17,7 +17,7 @@ from stagetree.config.validation import check
 from stagetree.errors import InputError
 from stagetree.tree.notation import listed_stages
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 EXTRA = {
     "dataset/tiny.yaml": "name: digits\nroot: data\n",
     "dataset/incomplete.yaml": "name: npz\nroot: ???\nfile: ???\n",

@@ -233,7 +233,7 @@ def test_the_same_sweep_twice_at_once_and_one_is_killed(seed, tmp_path, arrays, 
 def test_sixteen_processes_on_an_empty_store(seed, tmp_path, tally):
     row = tally("16 processes at once on an empty store")
     row.injected += 1
-    script = Path(__file__).with_name("store_rush.py")
+    script = Path(faults.__file__).with_name("store_rush.py")
     rush = [sys.executable, str(script), str(tmp_path), "16"]
     done = subprocess.run(rush, capture_output=True, text=True, timeout=sweeps.PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
