@@ -35,6 +35,7 @@ def wall(launcher: str, units: int) -> float:
 def launch(launcher: str, units: int) -> float:
     from stagetree import runner
     from stagetree.api import composed
+    from stagetree.cli.progress import ProgressDisplay
     from stagetree.execution.engine import Result, Units
     from stagetree.execution.hydra_launchers import choose_engine
 
@@ -59,7 +60,7 @@ def launch(launcher: str, units: int) -> float:
 
     with composed(words, None) as (context, config, jobs):
         engine, timed = choose_engine(context, config, jobs[0]), Timed()
-        outcome = runner.run(jobs, engine=timed, command=["benchmark"])
+        outcome = runner.run(jobs, engine=timed, command=["benchmark"], progress=ProgressDisplay.of_plan)
     assert outcome.exit_code == 0, outcome.text
     return timed.seconds
 

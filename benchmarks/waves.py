@@ -19,6 +19,7 @@ from setting import figure, setting
 
 from stagetree import runner
 from stagetree.api import composed, plan
+from stagetree.cli.progress import ProgressDisplay
 from stagetree.execution.engine import Engine, Result, Units
 from stagetree.execution.hydra_launchers import choose_engine
 from stagetree.storage.event_log import EventReader
@@ -55,7 +56,8 @@ def measure(waves: bool) -> tuple[float, float]:
             (Path(folder) / "speeds").mkdir(exist_ok=True)
             (Path(folder) / "speeds" / path.name).write_bytes(path.read_bytes())
         engine = choose_engine(context, config, jobs[0])
-        runner.run(jobs, engine=InWaves(engine) if waves else engine, command=["benchmark"])
+        chosen = InWaves(engine) if waves else engine
+        runner.run(jobs, engine=chosen, command=["benchmark"], progress=ProgressDisplay.of_plan)
         (events,) = Path(folder).glob("sweeps/*/*/events")
         begins, ends = {}, {}
         for event in EventReader(events).read():

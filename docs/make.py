@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -107,21 +106,16 @@ def _type(one: Mapping[str, Any]) -> str:
 
 def rooms() -> str:
     """A table of the modules, what is imported before what imports it, with the first line of each docstring."""
-    trees = {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.glob("[!_]*.py"))}
-
-    @cache
-    def level(name: str) -> int:
-        return 1 + max((level(other) for other in imports(trees[name]) & trees.keys() - {name}), default=0)
-
-    lines = [ROOMS_HEAD, "| room | |", "| --- | --- |"]
-    for name in sorted(trees, key=lambda name: (level(name), name)):
-        first = ast.get_docstring(trees[name]).split("\n")[0]
-        lines.append(f"| [`{name}`](../src/stagetree/{name}.py) | {first} |")
+    lines = [ROOMS_HEAD, "| module | |", "| --- | --- |"]
+    for path in sorted(SOURCE.glob("*/[!_]*.py")):
+        first = ast.get_docstring(ast.parse(path.read_text("utf-8"))).split("\n")[0]
+        name = path.relative_to(SOURCE)
+        lines.append(f"| [`{name}`](../src/stagetree/{name}) | {first} |")
     return "\n".join(lines) + "\n"
 
 
 def imports(tree: ast.Module) -> set[str]:
-    """Modules of the package that a module imports anywhere."""
+    """Folders and top modules of the package that a module imports anywhere."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "stagetree":

@@ -3,11 +3,12 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from stagetree._version import __version__
+
 if TYPE_CHECKING:
     from stagetree.api import leaderboard, plan, sweep
 
 __all__ = ["__version__", "leaderboard", "plan", "sweep"]
-__version__ = "0.1.0"
 
 # MLflow reads these when it is imported, which happens late and in several rooms.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

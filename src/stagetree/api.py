@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from stagetree import runner
 from stagetree.cli import main
+from stagetree.cli.progress import ProgressDisplay
 from stagetree.config.composition import Job, compose_grid
 from stagetree.errors import InputError, composition_mistake
 from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
@@ -51,7 +52,8 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
     with composed(overrides, config_dir) as (context, config, jobs):
         engine = choose_engine(context, config, jobs[0])
         try:
-            outcome = runner.run(jobs, engine=engine, command=["stagetree", "sweep", *overrides])
+            command = ["stagetree", "sweep", *overrides]
+            outcome = runner.run(jobs, engine=engine, command=command, progress=ProgressDisplay.of_plan)
         except KeyboardInterrupt:
             end_idle_workers()
             raise

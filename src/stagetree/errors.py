@@ -13,6 +13,10 @@ class InputError(Exception):
         super().__init__(printable(redact(message)))
 
 
+class Stopped(BaseException):
+    """Training was asked to end. Not an `Exception`, since no run failed."""
+
+
 def printable(text: str) -> str:
     """Write control characters as escapes, so that a file's name cannot give orders to a terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

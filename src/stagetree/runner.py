@@ -9,7 +9,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from stagetree.cli.progress import ProgressDisplay
 from stagetree.config.composition import Job
 from stagetree.config.schema import Config
 from stagetree.execution.engine import Engine
@@ -28,7 +27,7 @@ from stagetree.planning.planner import Plan, plan
 from stagetree.redact import redact, redact_words
 from stagetree.storage import checkpoints
 from stagetree.storage.locks import store_claims
-from stagetree.tracking.follower import Tail, in_a_line
+from stagetree.tracking.follower import Listener, Tail, in_a_line
 from stagetree.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -54,13 +53,16 @@ class Outcome:
     """Of this sweep's runs; `None` if they could not be recorded."""
 
 
-def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outcome:
+def run(
+    jobs: Sequence[Job], *, engine: Engine, command: Sequence[str], progress: Callable[[Plan], Listener]
+) -> Outcome:
     """Train what is not finished, track it, and rank the runs.
 
     Args:
         jobs: the points of the grid.
         engine: runs the units.
         command: as typed, for the record, where its secrets are hidden.
+        progress: makes what shows the progress of a plan.
 
     Raises:
         Interrupted: by a signal, once all workers have ended.
@@ -81,8 +83,6 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
     folder.mkdir(parents=True)
     write_entries(folder / "runs.jsonl.gz", planned.entries)
     config, tracking = planned.config, planned.config.tracking
-    waiting = {node.uid for node in planned.tree.walk()}
-    names = {entry.uid: entry.name for entry in planned.entries if entry.uid in waiting}
     since = folder.stat().st_mtime if config.trainer.fresh else 0.0
     begun: dict[str, str] = {}
 
@@ -93,9 +93,8 @@ def run(jobs: Sequence[Job], *, engine: Engine, command: Sequence[str]) -> Outco
             since=since, artifacts=tracking.artifacts, at_once=at_once,
         )  # fmt: skip
 
-    progress = ProgressDisplay(epochs=planned.tree.epochs, names=names, quiet=config.quiet)
     trouble = None
-    tail = Tail(folder / "events", progress, new_tracker)
+    tail = Tail(folder / "events", progress(planned), new_tracker)
     with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
         # whoever finds this file finds its launch alive
         said = {**planned.summary, "command": list(command)}

@@ -51,7 +51,7 @@ def sweeps(monkeypatch):
     """Stand in for `runner.run` and for training, which test_runner.py runs: what was asked for, and which units."""
     seen = SimpleNamespace(jobs=None, workers=None, command=None, units=[], fails=(), reported=None)
 
-    def run(jobs, *, engine, command):
+    def run(jobs, *, engine, command, progress):
         seen.jobs, seen.workers, seen.command = jobs, engine.workers, command
         sweep_dir = Path(jobs[0].config.output_dir).resolve() / "sweeps" / "s" / "it's (1), ok"
         ids = [f"{number:04d}" for number in range(len(jobs))]

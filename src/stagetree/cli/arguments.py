@@ -77,7 +77,7 @@ def answered_at_once(words: Sequence[str]) -> bool:
     if not words or words in (["-h"], ["--help"]):
         print(HELP, end="")
     elif words == ["--version"]:
-        from stagetree import __version__
+        from stagetree._version import __version__
 
         print(f"stagetree {__version__}")
     elif asks_completion(words):

@@ -155,11 +155,12 @@ def _train_one(cfg: "DictConfig") -> "Outcome":
     from hydra.core.hydra_config import HydraConfig
 
     from stagetree import runner
+    from stagetree.cli.progress import ProgressDisplay
     from stagetree.config.composition import Job, checked, source_flags
     from stagetree.execution.engine import InProcess
 
     job = Job(tuple(HydraConfig.get().overrides.task), checked(cfg), source_flags(HydraConfig.get()))
-    return runner.run([job], engine=InProcess(), command=_command())
+    return runner.run([job], engine=InProcess(), command=_command(), progress=ProgressDisplay.of_plan)
 
 
 def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequence[str], *, mode: str) -> float | None:
@@ -179,6 +180,7 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     from rich.console import Console
 
     from stagetree import runner
+    from stagetree.cli.progress import ProgressDisplay
     from stagetree.config.composition import compose_grid
     from stagetree.errors import InputError
     from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
@@ -196,7 +198,7 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
             print(json.dumps(plan.summary, indent=2))
         return None
     try:
-        outcome = runner.run(jobs, engine=engine, command=_command())
+        outcome = runner.run(jobs, engine=engine, command=_command(), progress=ProgressDisplay.of_plan)
     except KeyboardInterrupt:
         end_idle_workers()
         raise

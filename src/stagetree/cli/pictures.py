@@ -15,10 +15,11 @@ from stagetree.data import cache, readers, sampling
 from stagetree.data.cache import Arrays, DataInfo
 from stagetree.errors import InputError, choices, printable
 from stagetree.models.export import export
-from stagetree.models.inference import Network, load_run
+from stagetree.models.inference import Network
 from stagetree.report import ranking, selection
 from stagetree.storage.checkpoints import write_atomic
 from stagetree.tracking import store
+from stagetree.tracking.networks import load_network
 
 SHOWN = 40
 """Sample pictures in the grid."""
@@ -105,7 +106,7 @@ def predict(config: Config, console: Console, overrides: Sequence[str]) -> None:
     if not config.predict.pictures:
         raise InputError("predict: no picture was given (stagetree predict RUN picture.png ...)")
     run = _chosen(config, overrides, config.predict.run, "predict.run")
-    network = load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"])
+    network = load_network(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"])
     classified = classify(network, config.predict.pictures)
     print(f"by {_described(run)}", file=sys.stderr)
     for path, probabilities in zip(config.predict.pictures, classified, strict=True):
@@ -194,6 +195,6 @@ def export_run(config: Config, overrides: Sequence[str]) -> None:
     known = run[run.notna()].drop(["status"])
     about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
     folder = Path(config.export.folder)
-    export(load_run(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"]), folder, about)
+    export(load_network(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"]), folder, about)
     print(_described(run))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (cd {folder} && python example.py)")

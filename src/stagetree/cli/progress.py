@@ -4,13 +4,16 @@ import heapq
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from stagetree.planning.planner import Plan
 
 LINE_EVERY_S = 10.0
 LEADERS = 3
@@ -42,6 +45,13 @@ class ProgressDisplay:
         # drawn by `refresh` alone: a thread of its own would read what `on_event` changes
         live = Live(get_renderable=self._render, console=self.console, transient=True, auto_refresh=False)
         self._live = live if shown else None
+
+    @classmethod
+    def of_plan(cls, plan: "Plan") -> "ProgressDisplay":
+        """Show the training of what a plan leaves to do."""
+        waiting = {node.uid for node in plan.tree.walk()}
+        names = {entry.uid: entry.name for entry in plan.entries if entry.uid in waiting}
+        return cls(epochs=plan.tree.epochs, names=names, quiet=plan.config.quiet)
 
     def attach(self) -> None:
         """Measure the speed from here on: what was read so far happened before."""

@@ -15,16 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from stagetree.errors import Stopped
 from stagetree.storage.locks import Claims
 
 LOOK_EVERY_S = 0.1
 PATIENCE_S = 0.9
 """Between the first signal and the end of workers that have not returned: all is over within two seconds."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Stopped(BaseException):
-    """Training was asked to end. Not an `Exception`, since no run failed."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stagetree.execution.shutdown import Stopped, Watch, training
+from stagetree.errors import Stopped
+from stagetree.execution.shutdown import Watch, training
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventLog, EventReader
 from stagetree.storage.locks import Claims, store_claims

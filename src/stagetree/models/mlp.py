@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stagetree.storage.checkpoints import State
+
 aten = torch.ops.aten
 
 ACTIVATIONS = {
@@ -35,8 +37,6 @@ _PACKED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor, T
     "elu": (F.elu, lambda grad, z, out: aten.elu_backward(grad, 1.0, 1.0, 1.0, False, z)),
 }
 """For each activation the function and what turns the gradient of its output into that of its input."""
-
-State = dict[str, Tensor]
 
 PAGE = 1024  # floats
 PAD = 16  # floats: a cache line

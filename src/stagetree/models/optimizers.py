@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagetree.models.mlp import State
+from stagetree.storage.checkpoints import State
 
 CLASSES = {
     "sgd": torch.optim.SGD,

@@ -20,10 +20,11 @@ from pandas import DataFrame, Series
 
 from stagetree.data import cache
 from stagetree.errors import InputError
-from stagetree.models.inference import Mistake, Network, confusion, load_run
+from stagetree.models.inference import Mistake, Network, confusion
 from stagetree.report import history, ranking, statistics, table
 from stagetree.storage.checkpoints import write_atomic
 from stagetree.tracking import store
+from stagetree.tracking.networks import load_network
 
 MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
 """Runs whose learning curves are read, the best first; of a server each is a request."""
@@ -233,7 +234,7 @@ def _load_best(ranked: DataFrame, known: DataFrame, source: Source) -> Network |
     if ranked["rank"].isna().all():
         return "No run is ranked yet."
     try:
-        return load_run(source.output_dir, known["uid"].iloc[0], source.uri, known.index[0])
+        return load_network(source.output_dir, known["uid"].iloc[0], source.uri, known.index[0])
     except InputError as error:
         return str(error)
 

@@ -22,8 +22,10 @@ from stagetree.tree.stage_tree import Finished, canonical_json
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
-    from stagetree.models.mlp import State
+State = dict[str, "Tensor"]
+"""Tensors by name: the weights of a network, or the state of its optimizer."""
 
 
 class StateError(InputError):

@@ -2,11 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from stagetree.cli.progress import ProgressDisplay
 from stagetree.redact import redact
 from stagetree.storage.event_log import EventReader
 
@@ -22,6 +21,26 @@ HURRY_S = 0.3
 """For MLflow when everything must end at once; what is not written is made good at the next start."""
 
 
+class Listener(Protocol):
+    """Tells a person what happens while a sweep trains; a context manager around the training."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Take one event of the sweep's logs."""
+
+    def note(self, text: str) -> None:
+        """Say what is worth knowing and no failure."""
+
+    def recording(self, backlog: int) -> None:
+        """Show how many runs wait to be written to MLflow, when training is over."""
+
+    def refresh(self) -> None:
+        """Show what is new."""
+
+
 class Tail:
     """A thread that reads events as they come; use as a context manager around the training.
 
@@ -35,7 +54,7 @@ class Tail:
             takes seconds.
     """
 
-    def __init__(self, events: Path, progress: ProgressDisplay, new_tracker: Callable[[int], "Tracker"]):
+    def __init__(self, events: Path, progress: Listener, new_tracker: Callable[[int], "Tracker"]):
         self._events = events
         self._progress = progress
         self._new_tracker = new_tracker

@@ -12,8 +12,9 @@ from torch import Tensor
 from stagetree.data import cache, sampling
 from stagetree.errors import InputError
 from stagetree.models.losses import loss_gradient, loss_sums
-from stagetree.models.mlp import Layer, Pack, State
+from stagetree.models.mlp import Layer, Pack
 from stagetree.models.optimizers import PackOptimizer
+from stagetree.storage.checkpoints import State
 from stagetree.training.cuda_graphs import Replayed, record_cuda
 from stagetree.training.devices import lacking
 

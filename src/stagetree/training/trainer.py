@@ -11,9 +11,10 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stagetree.execution.shutdown import Stopped
-from stagetree.models.mlp import State, initial_state
+from stagetree.errors import Stopped
+from stagetree.models.mlp import initial_state
 from stagetree.storage import checkpoints
+from stagetree.storage.checkpoints import State
 from stagetree.storage.event_log import EventLog
 from stagetree.storage.locks import Claims, store_claims
 from stagetree.storage.tasks import Settings

@@ -1,0 +1,51 @@
+"""A finished run's network: from its checkpoint, or from MLflow where that was deleted or is damaged."""
+
+import tempfile
+from pathlib import Path
+
+from stagetree.data import cache
+from stagetree.errors import InputError
+from stagetree.models.inference import Network
+from stagetree.storage import checkpoints
+from stagetree.tracking.connection import connect
+
+
+def load_network(output_dir: Path, uid: str, uri: str, run_id: str) -> Network:
+    """Read a finished run's network: from its checkpoint, or from MLflow where that was deleted or is damaged.
+
+    Raises:
+        InputError: neither is to be had, or what is known of its data is gone.
+    """
+    try:
+        return Network.load(output_dir, uid)
+    except checkpoints.StateError as error:
+        try:
+            return _recorded(output_dir, uri, run_id)
+        except InputError:
+            raise
+        except Exception as other:
+            said = str(other).splitlines()[0] if str(other) else type(other).__name__
+            raise InputError(f"{error.what}, and MLflow does not help: {said} (run its sweep again)") from other
+
+
+def _recorded(output_dir: Path, uri: str, run_id: str) -> Network:
+    """Read the final state of a run from its artifacts in MLflow.
+
+    Raises:
+        Exception: of many kinds, MLflow's and the network's; `ValueError` if it is not what was trained.
+    """
+    import yaml
+    from safetensors.numpy import load_file
+
+    client = connect(uri)
+    run = client.get_run(run_id).data
+    with tempfile.TemporaryDirectory() as folder:
+        weights = load_file(client.download_artifacts(run_id, "weights.safetensors", folder))
+        config = yaml.safe_load(Path(client.download_artifacts(run_id, "config.yaml", folder)).read_text("utf-8"))
+    if checkpoints.weights_digest(weights) != run.tags["stagetree.weights_sha256"]:
+        raise ValueError("its weights are damaged")
+    dataset, model = config["dataset"], config["model"]
+    return Network(
+        cache.find(run.params["dataset_digest"], output_dir), tuple(dataset["mean"]), tuple(dataset["std"]),
+        tuple(model["hidden_sizes"]), model["activation"], model["dropout"], weights,
+    )  # fmt: skip
