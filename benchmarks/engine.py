@@ -6,7 +6,6 @@ Nothing is shared here, nothing tracked, and no process started. All is measured
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -29,7 +28,8 @@ from stagetree.data import cache
 from stagetree.models.mlp import initial_state
 from stagetree.training.epochs import Split, Training, prepare_device
 from stagetree.training.measurement import measured
-from stagetree.tree.stage_tree import Node, Run, StageTree
+from stagetree.tree.runs import Run
+from stagetree.tree.stage_tree import Node, StageTree
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from common import datasets, mlp
@@ -63,14 +63,14 @@ class Engine:
             checked, digest=info.digest, in_features=info.in_features, n_classes=10, device=device
         )
         self.output_dir, self.folder = output_dir, Path(info.folder)
-        self.spec, self.optimizer = json.loads(self.run.shape), json.loads(self.run.trunk)["optimizer"]
+        self.spec, self.optimizer = self.run.trunk.pack_key, self.run.trunk.optimizer
         prepare_device(self.spec)
         self.split = Split.load(self.folder, self.spec)
 
     def training(self, seeds: Sequence[int], pictures: int) -> Training:
         """A pack of a member a seed, that trains on so many pictures."""
         split = replace(self.split, train=self.split.train[:pictures])
-        states = {seed: initial_state(seed, 784, 10, self.spec["model"]) for seed in seeds}
+        states = {seed: initial_state(seed, 784, 10, self.spec.model) for seed in seeds}
         size, keys = len(seeds), [(seed, 0) for seed in seeds]
         return Training([states[k] for k in seeds], [self.optimizer] * size, [0.001] * size, keys, split, self.spec)
 
@@ -88,7 +88,7 @@ class Engine:
 
     def flops(self, pictures: int) -> float:
         """Operations of an epoch: forward, weights' gradients, and inputs' gradients but for the first layer."""
-        pairs = list(pairwise([784, *self.spec["model"]["hidden_sizes"], 10]))
+        pairs = list(pairwise([784, *self.spec.model["hidden_sizes"], 10]))
         return 2.0 * pictures * (2 * sum(i * o for i, o in pairs) + sum(i * o for i, o in pairs[1:]))
 
 

@@ -86,8 +86,8 @@ def packed(engine: Engine, size: int) -> float:
 
 def floor(engine: Engine, flops: float, bandwidth: float) -> float:
     """Members' epochs a second at which arithmetic or memory would be exhausted."""
-    steps = 60_000 / engine.spec["batch_size"]
-    traffic = 3 * 4 * engine.spec["n_params"] * steps
+    steps = 60_000 / engine.spec.batch_size
+    traffic = 3 * 4 * engine.spec.n_params * steps
     return 1 / max(engine.flops(60_000) / flops, traffic / bandwidth)
 
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,14 +29,33 @@ from setting import configuration, setting
 from stagetree.data.cache import DataInfo
 from stagetree.planning.estimate import epoch_costs, makespan, unit_s
 from stagetree.storage.event_log import EventLog, EventReader
+from stagetree.storage.events import UnitBegan, UnitEnded
 from stagetree.training.throughput import Speed
-from stagetree.tree.stage_tree import Run, Stage, StageTree, canonical_json
+from stagetree.tree.runs import Run, Stage, Trunk
+from stagetree.tree.stage_tree import StageTree
 from stagetree.tree.units import cut_units, predecessors
 
 INFO = DataInfo("", "d", "mnist", (1, 28, 28), tuple("0123456789"), n_train=60_000, n_test=10_000, scale=255.0)
-SHAPE = canonical_json(
-    {"data": "d", "val_size": 0, "val_seed": 0, "batch_size": 32, "n_params": 238_510, "folded": True}
+TRUNK = Trunk(
+    data="d",
+    mean=(),
+    std=(),
+    val_size=0,
+    val_seed=0,
+    model={"hidden_sizes": [300]},
+    n_params=238_510,
+    loss={"name": "cross_entropy"},
+    reset_optimizer=True,
+    batch_size=32,
+    eval_batch_size=1024,
+    shuffle=True,
+    precision="float32",
+    device="cpu",
+    threads=1,
+    optimizer={"name": "sgd"},
+    seed=0,
 )
+KEY = TRUNK.pack_key
 LRS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005)
 FOUR_HUNDRED = [
     "dataset=digits", "model.hidden_sizes=[64],[32]", "optimizer=sgd,adam",
@@ -53,9 +73,9 @@ def runs(count: int) -> list[Run]:
     """A grid of three stages and as many seeds as it takes."""
     made = []
     for seed in range(math.ceil(count / len(LRS) ** 3)):
-        trunk = canonical_json({"seed": seed, "shape": SHAPE})
+        trunk = replace(TRUNK, seed=seed)
         made += [
-            Run(trunk, SHAPE, tuple(Stage(n, lr) for n, lr in zip(EPOCHS, lrs, strict=True)))
+            Run(trunk, tuple(Stage(n, lr) for n, lr in zip(EPOCHS, lrs, strict=True)))
             for lrs in ((a, b, c) for a in LRS for b in LRS for c in LRS)
         ]
     return made[:count]
@@ -64,18 +84,18 @@ def runs(count: int) -> list[Run]:
 def simulate(count: int, steps: Mapping[str, float], picture_s: float) -> list[dict]:
     """Plan a sweep for each count of workers, and see how long it takes."""
     own = Speed({int(size): seconds for size, seconds in steps.items()}, picture_s)
-    speeds, infos = {SHAPE: own}, {"d": INFO}
+    speeds, infos = {KEY: own}, {"d": INFO}
     asked = runs(count)
     started = time.perf_counter()
     tree = StageTree.build(asked)
     build_s = time.perf_counter() - started
-    cost = epoch_costs([SHAPE], speeds, infos)
-    work = tree.epochs * cost[SHAPE]
+    cost = epoch_costs([KEY], speeds, infos)
+    work = tree.epochs * cost[KEY]
     path = sum(EPOCHS) * math.ceil(INFO.n_train / 32) * own.step(1)
     rows = []
     for workers in WORKERS:
         started = time.perf_counter()
-        units = cut_units(tree, workers, cost, {SHAPE: own.best})
+        units = cut_units(tree, workers, cost, {KEY: own.best})
         after = predecessors(units)
         cut_s = time.perf_counter() - started
         draw = random.Random(0)
@@ -133,7 +153,7 @@ def look_at_logs(units: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(units):
             log = EventLog(Path(folder), f"{number:06d}")
-            log.append({"kind": "unit", "unit": f"{number:06d}"}, {"kind": "unit_done", "unit": f"{number:06d}"})
+            log.append(UnitBegan(f"{number:06d}", 0, "host", 0.0), UnitEnded(f"{number:06d}", 0.0))
             log.close()
         reader, looks = EventReader(Path(folder)), []
         for _ in range(4):

@@ -19,6 +19,7 @@ from rich.table import Table
 from setting import setting
 
 from stagetree.storage.event_log import EventReader
+from stagetree.storage.events import EpochEnded
 
 GRIDS = {
     "digits": ["+experiment=digits_grid"],
@@ -50,7 +51,7 @@ def launch(folder: Path, command: str, words: list[str]) -> float:
 def epochs_trained(folder: Path) -> int:
     """Count what the event logs say was trained."""
     launches = (folder / "mlruns/sweeps").glob("*/*/events")
-    return sum(e["kind"] == "epoch" and e["epoch"] > 0 for one in launches for e in EventReader(one).read())
+    return sum(isinstance(e, EpochEnded) and e.epoch > 0 for one in launches for e in EventReader(one).read())
 
 
 def bits(folder: Path) -> dict[str, tuple]:

@@ -23,6 +23,7 @@ from stagetree.cli.progress import ProgressDisplay
 from stagetree.execution.engine import Engine, Result, Units
 from stagetree.execution.hydra_launchers import choose_engine
 from stagetree.storage.event_log import EventReader
+from stagetree.storage.events import UnitBegan, UnitEnded
 
 GRID = [
     "dataset=mnist", "model.hidden_sizes=[300]", "dataset.val_size=0", "trainer.workers=2", "trainer.device=cpu",
@@ -61,10 +62,10 @@ def measure(waves: bool) -> tuple[float, float]:
         (events,) = Path(folder).glob("sweeps/*/*/events")
         begins, ends = {}, {}
         for event in EventReader(events).read():
-            if event["kind"] == "unit":
-                begins[event["unit"]] = event["time"]
-            elif event["kind"] == "unit_done":
-                ends[event["unit"]] = event["time"]
+            if isinstance(event, UnitBegan):
+                begins[event.unit] = event.time
+            elif isinstance(event, UnitEnded):
+                ends[event.unit] = event.time
     wall = max(ends.values()) - min(begins.values())
     busy = sum(ends[unit_id] - begins[unit_id] for unit_id in begins)
     return wall, 1 - busy / (2 * wall)

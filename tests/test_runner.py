@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from sweeps import events, rows, small, stagetree
 
 from stagetree.storage import checkpoints
+from stagetree.storage.events import EpochEnded
 
 GRID = [
     "model.hidden_sizes=[8],[6,5]", "optimizer=sgd,adam", "schedule.stages=[(2,1e-1),(1,1e-2)],[(2,1e-1),(1,1e-3)]",
@@ -62,7 +63,7 @@ def test_leaderboard_event_logs_and_mlflow_say_the_same(swept, client):
     """Invariant 9."""
     folder, _ = swept
     lines = {row["run_id"]: row for row in rows(folder)}
-    logged = [event for event in events(folder) if event["kind"] == "epoch"]
+    logged = [event for event in events(folder) if isinstance(event, EpochEnded)]
     found = children(client)
     assert len(found) == len(lines) == 16
     for run in found:
@@ -128,8 +129,8 @@ def test_plan_lists_exactly_what_a_sweep_then_trains(tmp_path, swept, arrays):
     }  # fmt: skip
     last = {}
     for event in events(folder):
-        if event["kind"] == "epoch":
-            last[event["uid"]] = max(last.get(event["uid"], 0), event["epoch"])
+        if isinstance(event, EpochEnded):
+            last[event.uid] = max(last.get(event.uid, 0), event.epoch)
     assert {uid for uid, _ in planned} == set(last)
     assert sum(epochs for _, epochs in planned) == 32
     assert not (tmp_path / "mlruns/checkpoints").exists()
@@ -141,7 +142,7 @@ def test_sharing_and_packing_change_no_bit(tmp_path, swept, arrays):
         tmp_path, "sweep", *small(arrays), *GRID, "trainer.share_prefixes=false", "trainer.pack_size=1"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sum(event["kind"] == "epoch" and event["epoch"] > 0 for event in events(tmp_path)) == 48
+    assert sum(isinstance(event, EpochEnded) and event.epoch > 0 for event in events(tmp_path)) == 48
     for uid in checkpoints.finished(folder / "mlruns/checkpoints").tested:
         one, other = [checkpoints.read_record(where / "mlruns/checkpoints", uid) for where in (folder, tmp_path)]
         assert (one.weights_sha256, one.test) == (other.weights_sha256, other.test)

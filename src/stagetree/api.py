@@ -76,7 +76,7 @@ def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
 
     with composed(overrides, config_dir) as (context, config, jobs):
         engine = choose_engine(context, config, jobs[0])
-        summary = dict(planner.plan(jobs, workers=engine.workers, here=engine.here, measure=True).summary)
+        summary = planner.plan(jobs, workers=engine.workers, here=engine.here, measure=True).summary.to_json()
     frame = DataFrame(summary.pop("runs"))
     frame.attrs = summary
     return frame

@@ -26,6 +26,7 @@ from stagetree.planning.descriptions import write_entries
 from stagetree.planning.planner import Plan, plan
 from stagetree.redact import redact, redact_words
 from stagetree.storage import checkpoints
+from stagetree.storage.files import remove_leftovers, write_atomic
 from stagetree.storage.locks import store_claims
 from stagetree.tracking.follower import Listener, Tail, in_a_line
 from stagetree.tracking.tracker import Tracker
@@ -75,7 +76,7 @@ def run(
     output_dir = Path(planned.config.output_dir).resolve()
     states = checkpoints.folder_of(output_dir)
     for folder in (states, output_dir / "data"):
-        checkpoints.remove_leftovers(folder)
+        remove_leftovers(folder)
     # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
     # To the microsecond: a notebook launches the same sweep twice within a second.
     launch_id = f"{datetime.now():%Y%m%dT%H%M%S.%f}-{socket.gethostname()}-{os.getpid()}"
@@ -97,8 +98,8 @@ def run(
     tail = Tail(folder / "events", progress(planned), new_tracker)
     with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
         # whoever finds this file finds its launch alive
-        said = {**planned.summary, "command": list(command)}
-        checkpoints.write_atomic(folder / "sweep.json", json.dumps(said).encode())
+        said = planned.summary.to_json() | {"command": list(command)}
+        write_atomic(folder / "sweep.json", json.dumps(said).encode())
         try:
             Crew(planned, output_dir, folder, engine, since).train(planned.units)
         except MachineError as error:

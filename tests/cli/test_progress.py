@@ -13,19 +13,27 @@ from rich.console import Console
 
 from stagetree.cli import progress
 from stagetree.cli.progress import ProgressDisplay
+from stagetree.storage.events import EpochEnded, Failed, PackBegan, StateReached
 
 NAMES = {"a": "300 lr 0.1", "b": "300 lr 0.2", "c": "300 lr [red]"}
 EVENTS = [
-    {"kind": "pack", "uids": ["shared"], "epochs": 2},
-    {"kind": "epoch", "uid": "shared", "epoch": 0, "val/acc": 0.99},
-    {"kind": "epoch", "uid": "shared", "epoch": 1, "train/acc": 0.5, "val/acc": 0.98},
-    {"kind": "done", "uid": "shared"},
-    {"kind": "pack", "uids": ["a", "b", "c"], "epochs": 1},
-    {"kind": "epoch", "uid": "a", "epoch": 2, "train/acc": 0.9, "val/acc": 0.81},
-    {"kind": "epoch", "uid": "b", "epoch": 2, "train/acc": 0.8, "val/acc": 0.82},
-    {"kind": "epoch", "uid": "c", "epoch": 2, "train/acc": 1.0, "val/acc": 0.80},
-    {"kind": "done", "uid": "a"},
-    {"kind": "failed", "uid": "c", "reason": "train/loss became nan [in epoch 3]"},
+    PackBegan(("shared",), 2),
+    EpochEnded("shared", {"epoch": 0, "val/acc": 0.99}),
+    EpochEnded("shared", {"epoch": 1, "train/acc": 0.5, "val/acc": 0.98}),
+    StateReached("shared"),
+    PackBegan(
+        (
+            "a",
+            "b",
+            "c",
+        ),
+        1,
+    ),
+    EpochEnded("a", {"epoch": 2, "train/acc": 0.9, "val/acc": 0.81}),
+    EpochEnded("b", {"epoch": 2, "train/acc": 0.8, "val/acc": 0.82}),
+    EpochEnded("c", {"epoch": 2, "train/acc": 1.0, "val/acc": 0.80}),
+    StateReached("a"),
+    Failed("c", "train/loss became nan [in epoch 3]"),
 ]
 
 
@@ -94,7 +102,7 @@ def test_who_attaches_later_measures_the_speed_from_then_on(display):
         shown.on_event(event)
     shown.attach()
     assert shown._pace() == ""
-    shown.on_event({"kind": "epoch", "uid": "b", "epoch": 3, "train/acc": 0.8})
+    shown.on_event(EpochEnded("b", {"epoch": 3, "train/acc": 0.8}))
     assert " epochs/s, " in shown._pace()
 
 

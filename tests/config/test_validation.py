@@ -12,7 +12,7 @@ from stagetree.config.validation import check
 from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.tree.notation import parse_stages
-from stagetree.tree.stage_tree import Stage
+from stagetree.tree.runs import Stage
 
 BASE = {
     "dataset": {"name": "digits", "root": "", "test_size": 360},

@@ -14,7 +14,8 @@ from sweeps import PATIENCE_S
 from stagetree.data import cache
 from stagetree.execution.engine import run_unit
 from stagetree.storage.event_log import EventReader
-from stagetree.storage.tasks import Settings, write_unit
+from stagetree.storage.events import EpochEnded, UnitBegan, UnitEnded, Waiting
+from stagetree.storage.unit_files import UnitSettings, write_unit
 from stagetree.tree.stage_tree import StageTree
 from stagetree.tree.units import cut_units, predecessors
 
@@ -75,13 +76,13 @@ def test_hosts_that_share_a_folder_train_each_epoch_once_to_the_same_bits(bench,
         for lr in (0.01, 0.02, 0.03) for seed in (0, 1)
     ]  # fmt: skip
     tree = StageTree.build(runs)
-    units = cut_units(tree, 6, {node.shape: 1.0 for node in tree.walk()})
+    units = cut_units(tree, 6, {node.pack_key: 1.0 for node in tree.walk()})
     ids = [f"{number:04d}" for number in range(len(units))]
     after = [[ids[other] for other in sorted(those)] for those in predecessors(units)]
     assert any(after)
     folder = bench.output_dir / "sweeps/sweep/launch"
     info = cache.prepare(bench.config().dataset, bench.output_dir)
-    settings = Settings(
+    settings = UnitSettings(
         output_dir=str(bench.output_dir), data={info.digest: info.folder}, pack_size=64, checkpoint_every_s=0
     )
     for unit_id, unit, those in zip(ids, units, after, strict=True):
@@ -92,10 +93,10 @@ def test_hosts_that_share_a_folder_train_each_epoch_once_to_the_same_bits(bench,
     assert not namespaces() or {pid for _, pid, _ in said} == {1}, "all have the same number"
 
     events = list(EventReader(folder / "events").read())
-    assert len({event["host"] for event in events if event["kind"] == "unit"}) > 1
-    assert not [event for event in events if event["kind"] == "waiting"], "for the trunk, before and not in a unit"
-    assert {event["unit"] for event in events if event["kind"] == "unit_done"} == set(ids)
-    trained = Counter((e["uid"], e["epoch"]) for e in events if e["kind"] == "epoch" and e["epoch"] > 0)
+    assert len({event.host for event in events if isinstance(event, UnitBegan)}) > 1
+    assert not [event for event in events if isinstance(event, Waiting)], "for the trunk, before and not in a unit"
+    assert {event.unit for event in events if isinstance(event, UnitEnded)} == set(ids)
+    trained = Counter((e.uid, e.epoch) for e in events if isinstance(e, EpochEnded) and e.epoch > 0)
     assert set(trained.values()) == {1}
     assert len(trained) == tree.epochs
     other.train(*runs)

@@ -15,6 +15,8 @@ from pandas import read_csv
 from pandas.testing import assert_frame_equal
 from sweeps import PATIENCE_S, alive, small, stagetree, start, succeed, trained, wait_until, workers
 
+from stagetree.storage.events import Failed
+
 RAY_QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # nothing into the home folder, or out
 
 
@@ -149,7 +151,7 @@ def test_a_run_that_diverges_fails_what_forks_from_it_and_nothing_else(tmp_path,
     assert done.returncode == 3
     assert "2 of 4 runs failed" in done.stdout
     assert len(results(tmp_path)) == 2
-    failed = [event for event in sweeps.events(tmp_path) if event["kind"] == "failed"]
+    failed = [event for event in sweeps.events(tmp_path) if isinstance(event, Failed)]
     assert len(failed) == 1
     assert "became nan in epoch 1" in failed[0]["reason"]
 
@@ -169,7 +171,7 @@ def test_slurms_own_words_are_told_when_it_takes_no_job(slurm, tmp_path, arrays)
     assert done.returncode == 3
     assert "no worker began to train, 3 times in a row" in done.stdout
     assert "invalid partition specified: elsewhere" in done.stdout
-    assert not [event for event in sweeps.events(tmp_path) if event["kind"] == "failed"], "no run is to blame"
+    assert not [event for event in sweeps.events(tmp_path) if isinstance(event, Failed)], "no run is to blame"
 
 
 def test_ray_that_is_not_there_is_told_with_what_brings_it(tmp_path, arrays):

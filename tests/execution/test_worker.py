@@ -9,9 +9,11 @@ from stagetree.execution import worker
 from stagetree.execution.shutdown import Stopped, Watch
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventReader
+from stagetree.storage.events import EpochEnded, Failed, Waiting
 from stagetree.storage.locks import store_claims
-from stagetree.storage.tasks import Settings, write_unit
-from stagetree.tree.stage_tree import Stage, StageTree, path_to, prefix_uid
+from stagetree.storage.unit_files import UnitSettings, write_unit
+from stagetree.tree.runs import Stage, prefix_uid
+from stagetree.tree.stage_tree import StageTree, path_to
 
 STAGES = [[2, 0.05], [3, 0.01]]
 
@@ -22,7 +24,7 @@ def run(bench):
 
 
 def epochs(events):
-    return [event["epoch"] for event in events if event["kind"] == "epoch" and event["epoch"] > 0]
+    return [event.epoch for event in events if isinstance(event, EpochEnded) and event.epoch > 0]
 
 
 def unit(bench, *runs, **settings):
@@ -32,7 +34,7 @@ def unit(bench, *runs, **settings):
     info = cache.prepare(bench.config().dataset, bench.output_dir)
     bench.launches += 1
     folder = bench.output_dir / f"launch{bench.launches}"
-    chosen = Settings(output_dir=str(bench.output_dir), data={info.digest: info.folder}, **settings)
+    chosen = UnitSettings(output_dir=str(bench.output_dir), data={info.digest: info.folder}, **settings)
     write_unit(folder, "0000", StageTree.build(runs).roots, chosen)
     return folder
 
@@ -82,7 +84,7 @@ def test_a_state_that_stays_damaged_fails_with_its_name(bench, run, monkeypatch)
         return real(folder, uid)
 
     monkeypatch.setattr(checkpoints, "load", load)
-    (failure,) = [event for event in bench.train(longer) if event["kind"] == "failed"]
+    (failure,) = [event for event in bench.train(longer) if isinstance(event, Failed)]
     assert "twice in a row" in failure["reason"]
     assert run.uid in failure["reason"]
 
@@ -96,7 +98,7 @@ def test_what_another_process_trains_is_waited_for_and_taken_over(bench, other, 
     folder = unit(bench, run)
 
     def another():
-        while not any(event["kind"] == "waiting" for event in events(folder)):
+        while not any(isinstance(event, Waiting) for event in events(folder)):
             pass
         for path in other.checkpoints.glob(f"{next(iter(busy))}*"):
             (bench.checkpoints / path.name).write_bytes(path.read_bytes())
@@ -190,7 +192,7 @@ def test_a_long_schedule_keeps_few_states_and_forks_from_where_none_is_left_with
     kept = {record.stem for record in bench.checkpoints.glob("*.json")}
     assert len(kept) == 101
     again = bench.train(second)
-    trained = [event for event in again if event["kind"] == "epoch"]
+    trained = [event for event in again if isinstance(event, EpochEnded)]
     assert len(trained) == 20 + 2
     other.train(first, second, share=False)
     assert [bench.bits(run) for run in (first, second)] == [other.bits(run) for run in (first, second)]

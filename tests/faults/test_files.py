@@ -11,8 +11,10 @@ from stagetree.cli.progress import ProgressDisplay
 from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.execution import engine
-from stagetree.storage import checkpoints, event_log
-from stagetree.storage.tasks import read_unit
+from stagetree.storage import event_log
+from stagetree.storage.events import Failed, StateDamaged
+from stagetree.storage.files import remove_leftovers
+from stagetree.storage.unit_files import read_unit
 from stagetree.tracking import store
 from stagetree.tracking.follower import Tail
 from stagetree.tracking.tracker import Tracker
@@ -61,11 +63,11 @@ def test_checkpoints(request, bench, other, runs, suffix, damage, times, tally):
         path.write_bytes(damaged(content, damage, random))
         row.injected += 1
         seen = bench.train(*runs)
-        told = [event for event in seen if event["kind"] == "damaged"]
+        told = [event for event in seen if isinstance(event, StateDamaged)]
         assert suffix == ".json" or path.read_bytes() == content
-        assert all(path.name in event["reason"] for event in told)
+        assert all(path.name in event.reason for event in told)
         assert suffix == ".json" or told
-        row.lost += sum(event["kind"] == "failed" for event in seen)
+        row.lost += sum(isinstance(event, Failed) for event in seen)
         row.differing += sum(bench.bits(run) != other.bits(run) for run in runs)
 
 
@@ -193,7 +195,7 @@ def test_what_killed_writers_left_aside_goes_when_it_is_old(tmp_path):
         os.utime(path, (1, 1)) if path is not young else None
     (tmp_path / ".artifacts-old").mkdir()
     os.utime(tmp_path / ".artifacts-old", (1, 1))
-    checkpoints.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".young.json.1", "state.json"]
 
 

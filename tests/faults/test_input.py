@@ -26,6 +26,7 @@ from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.report import table
 from stagetree.storage import checkpoints
+from stagetree.storage.files import read_sealed, write_sealed
 
 
 class Payload:
@@ -95,9 +96,9 @@ def test_a_pickle_in_a_checkpoint_whose_record_vouches_for_it(bench, proof):
     content = pickle.dumps(Payload(proof))
     (bench.checkpoints / f"{run.uid}.safetensors").write_bytes(content)
     path = bench.checkpoints / f"{run.uid}.json"
-    values = checkpoints.read_sealed(path)
+    values = read_sealed(path)
     values["files"][f"{run.uid}.safetensors"] = hashlib.sha256(content).hexdigest()
-    checkpoints.write_sealed(path, values)
+    write_sealed(path, values)
     with pytest.raises(InputError, match="holds no tensors"):
         checkpoints.load(bench.checkpoints, run.uid)
 
@@ -106,7 +107,7 @@ def test_a_checkpoint_that_claims_another_place(bench, proof):
     run = bench.run()
     bench.train(run)
     path = bench.checkpoints / f"{run.uid}.json"
-    checkpoints.write_sealed(path, checkpoints.read_sealed(path) | {"uid": "../../executed"})
+    write_sealed(path, read_sealed(path) | {"uid": "../../executed"})
     with pytest.raises(InputError, match="damaged"):
         checkpoints.read_record(bench.checkpoints, run.uid)
 
@@ -117,9 +118,9 @@ def test_an_index_that_leads_out_of_the_cache(bench, proof):
     (index,) = (bench.output_dir / "data").glob("*.json")
     outside = proof.parent / "outside"
     os.rename(info.folder, outside)
-    entry = checkpoints.read_sealed(index)
+    entry = read_sealed(index)
     entry["info"]["folder"] = os.path.relpath(outside, index.parent)
-    checkpoints.write_sealed(index, entry)
+    write_sealed(index, entry)
     assert Path(cache.prepare(dataset, bench.output_dir).folder).parent == bench.output_dir / "data"
 
 

@@ -13,6 +13,8 @@ import sweeps
 from faults import GRID, compare, kill_a_worker, results, rng
 from sweeps import PATIENCE_S, alive, events, small, stagetree, start, succeed, trained, wait_until, workers
 
+from stagetree.storage.events import Failed
+
 LEFT_S = 200  # joblib alone would keep its processes for 300
 
 
@@ -116,6 +118,7 @@ def test_stopped(seed, number, group, tmp_path, arrays, reference, tally):
 
 FAULTY = """
 import stagetree.models.mlp as model
+
 real = model.initial_state
 def initial_state(seed, *rest):
     if seed == 3:
@@ -150,11 +153,11 @@ def test_one_run_breaks_and_all_others_finish(request, seed, fault, reason, tmp_
     said = done.stdout + done.stderr
     assert done.returncode == 3, said
     assert "1 of 6 runs failed" in done.stdout
-    failed = [event for event in events(tmp_path) if event["kind"] == "failed"]
+    failed = [event for event in events(tmp_path) if isinstance(event, Failed)]
     assert len(failed) == 1
-    assert reason in failed[0]["reason"]
+    assert reason in failed[0].reason
     states, doubled = faults.recorded(tmp_path)
-    assert states.pop(failed[0]["uid"]) == ["FAILED"]
+    assert states.pop(failed[0].uid) == ["FAILED"]
     row.lost += sum(state != ["FINISHED"] for state in states.values()) + (len(states) != 5)
     row.doubled += doubled
     # without the fault, the same command trains what failed, and only that

@@ -4,18 +4,19 @@ import io
 import re
 
 import pytest
+import trunks
 from rich.console import Console
 
 from stagetree.planning import drawing
-from stagetree.tree.stage_tree import Finished, Run, Stage, StageTree
+from stagetree.tree.stage_tree import Finished, StageTree
 
 
 def run(*stages, trunk="a"):
-    return Run(trunk=f'"{trunk}"', shape='"s"', stages=tuple(Stage(*stage) for stage in stages))
+    return trunks.run(*stages, data=trunk)
 
 
 def lines(tree):
-    names = {root.trunk: root.trunk.strip('"') for root in tree.roots}
+    names = {root.trunk: root.trunk.data for root in tree.roots}
     console = Console(file=io.StringIO(), width=100)
     console.print(drawing.draw(tree, names))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]

@@ -1,17 +1,17 @@
 """The estimated wall time: arithmetic on known speeds. (How near it comes is measured by `make bench`.)"""
 
-import json
-
 import pytest
+import trunks
 
 from stagetree.data.cache import DataInfo
 from stagetree.planning import estimate
 from stagetree.training.throughput import Speed
-from stagetree.tree.stage_tree import Run, Stage, StageTree
+from stagetree.tree.stage_tree import StageTree
 from stagetree.tree.units import cut_units
 
 INFO = DataInfo("", "d", "x", (1, 4, 4), ("a", "b"), n_train=100, n_test=50, scale=255.0)
-SHAPE = json.dumps({"data": "d", "val_size": 20, "batch_size": 10})
+SETTINGS = {"val_size": 20, "batch_size": 10}
+SHAPE = trunks.trunk(**SETTINGS).pack_key
 SPEED = Speed({1: 1.0, 2: 1.5, 4: 2.5}, picture_s=0.01)
 STEPS = 8  # of an epoch: 80 pictures by 10
 
@@ -22,7 +22,7 @@ def seconds(runs, workers=1, pack_size="auto", speeds=None):
 
 
 def run(trunk, *stages):
-    return Run(trunk=json.dumps(trunk), shape=SHAPE, stages=tuple(Stage(*stage) for stage in stages))
+    return trunks.run(*stages, seed=ord(trunk), **SETTINGS)
 
 
 def test_one_run():
@@ -51,7 +51,7 @@ def test_nothing_to_train_takes_no_time_and_what_was_never_measured_is_unknown()
 
 
 def test_work_is_divided_by_seconds_where_all_shapes_were_measured():
-    wide = SHAPE.replace("10", "20")
+    wide = trunks.trunk(**SETTINGS | {"batch_size": 20}).pack_key
     assert estimate.epoch_costs([SHAPE, wide, SHAPE], {SHAPE: SPEED, wide: SPEED}, {"d": INFO}) == {
         SHAPE: STEPS * 2.5 / 4,
         wide: STEPS / 2 * 2.5 / 4,
@@ -59,8 +59,8 @@ def test_work_is_divided_by_seconds_where_all_shapes_were_measured():
 
 
 def test_work_is_divided_by_what_is_multiplied_where_they_were_not():
-    plain = json.dumps({"data": "d", "n_params": 7, "folded": True})
-    adam = json.dumps({"data": "d", "n_params": 7, "folded": False})
+    plain = trunks.trunk(n_params=7).pack_key
+    adam = trunks.trunk(n_params=7, optimizer={"name": "adam"}).pack_key
     assert estimate.epoch_costs([plain, adam], {plain: SPEED}, {"d": INFO}) == {plain: 700, adam: 1050}
 
 

@@ -5,12 +5,16 @@ import json
 
 import pytest
 import torch
+from trunks import trunk
 
 from stagetree.errors import InputError
 from stagetree.storage import checkpoints
+from stagetree.storage.checkpoints import Record
 from stagetree.storage.event_log import EventLog, EventReader
+from stagetree.storage.events import EpochEnded, Note, StateReached, UnitBegan, UnitEnded
+from stagetree.storage.files import write_atomic
 
-EVENTS = [{"kind": "epoch", "uid": "a", "epoch": 1, "train/loss": 0.1}, {"kind": "done", "uid": "ä"}]
+EVENTS = [EpochEnded("a", {"epoch": 1, "train/loss": 0.1}), StateReached("ä")]
 
 
 def write(folder, *events, name="0000"):
@@ -41,12 +45,12 @@ def test_a_log_cut_off_at_any_byte_gives_the_whole_lines_before(tmp_path):
 
 def test_the_log_of_a_unit_that_has_ended_is_not_looked_at_again(tmp_path):
     log = EventLog(tmp_path, "0000")
-    log.append({"kind": "unit"})
+    log.append(UnitBegan("0000", 1, "host", 0.0))
     reader = EventReader(tmp_path)
-    assert [event["kind"] for event in reader.read()] == ["unit"]
-    log.append({"kind": "unit_done"})
-    assert [event["kind"] for event in reader.read()] == ["unit_done"]
-    log.append({"kind": "more"})
+    assert [type(event) for event in reader.read()] == [UnitBegan]
+    log.append(UnitEnded("0000", 1.0))
+    assert [type(event) for event in reader.read()] == [UnitEnded]
+    log.append(Note("more"))
     assert list(reader.read()) == []
     log.close()
 
@@ -79,8 +83,8 @@ HISTORY = ({"epoch": 0, "val/acc": 0.1}, {"epoch": 1, "val/acc": 0.5})
 
 
 def save(folder, uid="a" * 64, **changes):
-    values = {"trunk": "{}", "parent": None, "history": HISTORY, "test": {"test/acc": 0.5}} | changes
-    return checkpoints.save(folder, uid, WEIGHTS, {"0.step": torch.tensor(3.0)}, **values)
+    values = {"trunk": trunk(), "parent": None, "history": HISTORY, "test": {"test/acc": 0.5}} | changes
+    return checkpoints.save(folder, Record(uid, **values), WEIGHTS, {"0.step": torch.tensor(3.0)})
 
 
 def test_a_state_is_read_as_it_was_saved(tmp_path):
@@ -138,14 +142,14 @@ def test_the_digest_of_weights_is_over_names_shapes_and_bits():
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "state.json"
-    checkpoints.write_atomic(path, b"old")
+    write_atomic(path, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.write_atomic(path, b"new")
+        write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
 

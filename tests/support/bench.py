@@ -7,8 +7,10 @@ from stagetree.data import cache
 from stagetree.execution.worker import train_unit
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventReader
-from stagetree.storage.tasks import Settings, write_unit
-from stagetree.tree.stage_tree import Run, StageTree
+from stagetree.storage.events import Event
+from stagetree.storage.unit_files import UnitSettings, write_unit
+from stagetree.tree.runs import Run
+from stagetree.tree.stage_tree import StageTree
 
 
 class Bench:
@@ -45,14 +47,14 @@ class Bench:
             made, digest=info.digest, in_features=info.in_features, n_classes=len(info.classes), device="cpu"
         )
 
-    def train(self, *runs: Run, share: bool = True, **settings) -> list[dict]:
+    def train(self, *runs: Run, share: bool = True, **settings) -> list[Event]:
         """Train what is not finished, in packs of any size, and return the events of doing so."""
         settings = {"pack_size": 64} | settings  # not by what is measured while other tests run
         info = cache.prepare(self.config().dataset, self.output_dir)
         tree = StageTree.build(runs, share=share).remaining(checkpoints.finished(self.checkpoints))
         self.launches += 1
         folder = self.output_dir / f"launch{self.launches}"
-        chosen = Settings(output_dir=str(self.output_dir), data={info.digest: info.folder}, share=share, **settings)
+        chosen = UnitSettings(output_dir=str(self.output_dir), data={info.digest: info.folder}, share=share, **settings)
         write_unit(folder, "0000", tree.roots, chosen)
         train_unit(folder, "0000")
         return list(EventReader(folder / "events").read())

@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from stagetree.storage.events import EpochEnded
+
 PATIENCE_S = 120
 """After that a process is ended, which the caller reports."""
 EPOCH_S = 0.04
@@ -109,7 +111,7 @@ def _write_live() -> None:
 
     def slowly(log: EventLog, *events: Any) -> None:
         append(log, *events)
-        if any(event["kind"] == "epoch" for event in events):
+        if any(isinstance(event, EpochEnded) for event in events):
             time.sleep(EPOCH_S)
 
     EventLog.append = slowly

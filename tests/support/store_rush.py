@@ -12,11 +12,13 @@ from pathlib import Path
 import mlflow
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import torch
+from trunks import trunk
 
 from stagetree.planning.descriptions import RunEntry
 from stagetree.storage import checkpoints
+from stagetree.storage.events import StateReached
 from stagetree.tracking.tracker import Tracker
-from stagetree.tree.stage_tree import Stage
+from stagetree.tree.runs import Stage
 
 
 def entry(uid: str, output_dir: Path) -> RunEntry:
@@ -28,10 +30,8 @@ def entry(uid: str, output_dir: Path) -> RunEntry:
     )  # fmt: skip
     history = ({"epoch": 1, "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1},)
     weights = {"0.weight": torch.zeros(2)}
-    checkpoints.save(
-        checkpoints.folder_of(output_dir), uid, weights, {}, trunk="{}", parent=None, history=history,
-        test={"test/acc": 0.5},
-    )  # fmt: skip
+    record = checkpoints.Record(uid, trunk(), None, history, {"test/acc": 0.5})
+    checkpoints.save(checkpoints.folder_of(output_dir), record, weights, {})
     return run
 
 
@@ -43,7 +43,7 @@ def record(number: int, output_dir: Path, begin: float) -> None:
         launch="l", command="c", runs=runs, begun={},
     )  # fmt: skip
     for run in runs:
-        tracker.on_event({"kind": "done", "uid": run.uid})
+        tracker.on_event(StateReached(run.uid))
     tracker.close()
 
 

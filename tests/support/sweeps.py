@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from stagetree.storage.event_log import EventReader
+from stagetree.storage.events import EpochEnded, Event, UnitBegan, UnitEnded
 
 PATIENCE_S = 600
 """Tests wait so long for what must come: no test is red because its machine is busy."""
@@ -48,7 +49,7 @@ def small(arrays: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def events(folder: Path) -> list[dict]:
+def events(folder: Path) -> list[Event]:
     """What all launches of all sweeps did."""
     launches = sorted((folder / "mlruns/sweeps").glob("*/*/events"))
     return [event for launch in launches for event in EventReader(launch, on_damage=lambda _: None).read()]
@@ -56,7 +57,7 @@ def events(folder: Path) -> list[dict]:
 
 def trained(folder: Path) -> Counter:
     """How often each epoch of each state was trained."""
-    return Counter((e["uid"], e["epoch"]) for e in events(folder) if e["kind"] == "epoch" and e["epoch"] > 0)
+    return Counter((e.uid, e.epoch) for e in events(folder) if isinstance(e, EpochEnded) and e.epoch > 0)
 
 
 def wait_until(condition, seconds: float = PATIENCE_S):
@@ -104,6 +105,6 @@ def workers(folder: Path) -> list[int]:
     if launch is None:
         return []
     seen = list(EventReader(launch, on_damage=lambda _: None).read())
-    over = {event["unit"] for event in seen if event["kind"] == "unit_done"}
-    pids = [event["pid"] for event in seen if event["kind"] == "unit" and event["unit"] not in over]
+    over = {event.unit for event in seen if isinstance(event, UnitEnded)}
+    pids = [event.pid for event in seen if isinstance(event, UnitBegan) and event.unit not in over]
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]

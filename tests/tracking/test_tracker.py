@@ -15,6 +15,7 @@ from stagetree.cli.progress import ProgressDisplay
 from stagetree.data import cache
 from stagetree.planning import descriptions
 from stagetree.storage import checkpoints
+from stagetree.storage.events import EpochEnded
 from stagetree.tracking import audit, store
 from stagetree.tracking.follower import Tail, in_a_line
 from stagetree.tracking.tracker import Tracker
@@ -98,7 +99,7 @@ def test_a_run_that_goes_on_from_a_finished_one_has_every_epoch(bench, empty_sto
         runs, entries = entries_of(bench, changes)
         events = bench.train(*runs.values())
         tracker = Tracker(**settings, sweep_id=str(sweep), runs=entries, begun={})
-        take(tracker, [event for event in events if event["kind"] == "epoch"][:seen_here])
+        take(tracker, [event for event in events if isinstance(event, EpochEnded)][:seen_here])
         if seen_here is None:
             take(tracker, events)
         else:

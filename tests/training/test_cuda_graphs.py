@@ -1,6 +1,5 @@
 """CUDA graphs. What is recorded and replayed is tested without a GPU too: a recording that simply calls the step."""
 
-import json
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -28,11 +27,11 @@ LOSSES = [{"name": "cross_entropy", "class_weights": [2.0, 1, 1], "label_smoothi
 def training(bench, optimizer, loss, device="cpu"):
     """A pack of three on 100 pictures: 7 minibatches, the last one smaller."""
     run = bench.run(optimizer=optimizer, loss=loss, model__dropout=0.2)
-    spec = json.loads(run.shape) | {"device": device}
+    spec = replace(run.trunk, device=device).pack_key
     split = Split.load(Path(cache.prepare(bench.config().dataset, bench.output_dir).folder), spec)
     split = replace(split, train=split.train[:100])
-    states = [initial_state(seed, split.info.in_features, len(split.info.classes), spec["model"]) for seed in SEEDS]
-    settings = [json.loads(run.trunk)["optimizer"]] * 3
+    states = [initial_state(seed, split.info.in_features, len(split.info.classes), spec.model) for seed in SEEDS]
+    settings = [run.trunk.optimizer] * 3
     return Training(states, settings, [0.1, 0.01, 0.001], [(seed, 0) for seed in SEEDS], split, spec)
 
 

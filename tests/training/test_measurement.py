@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stagetree.data import cache
-from stagetree.execution.shutdown import Stopped
+from stagetree.errors import Stopped
+from stagetree.storage.events import PackBegan
 from stagetree.training import throughput
 from stagetree.training.epochs import Split
 from stagetree.training.measurement import measured
@@ -66,12 +67,12 @@ def test_a_stop_ends_measuring_and_keeps_nothing(bench):
     info = cache.prepare(bench.config().dataset, bench.output_dir)
     with pytest.raises(Stopped):
         measured(bench.output_dir, node, 2, partial(Split.load, Path(info.folder)), check)
-    assert throughput.find(bench.output_dir, run.shape) is None
+    assert throughput.find(bench.output_dir, run.trunk.pack_key) is None
 
 
 def test_workers_choose_packs_by_what_was_measured(bench):
     runs = [bench.run(seed=seed) for seed in range(6)]
     keep = {"steps": {1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}, "picture_s": 1e-6}
-    throughput.keep(bench.output_dir, runs[0].shape, throughput.Speed(**keep))
-    packs = [e["uids"] for e in bench.train(*runs, pack_size="auto") if e["kind"] == "pack"]
+    throughput.keep(bench.output_dir, runs[0].trunk.pack_key, throughput.Speed(**keep))
+    packs = [event.uids for event in bench.train(*runs, pack_size="auto") if isinstance(event, PackBegan)]
     assert {len(uids) for uids in packs} == {2}

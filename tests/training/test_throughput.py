@@ -1,11 +1,12 @@
 """What is known of a machine's speed, and which packs follow from it."""
 
 import pytest
+from trunks import trunk
 
 from stagetree.training import throughput
 from stagetree.training.throughput import Speed
 
-SHAPE = '{"n_params":1000}'
+SHAPE = trunk().pack_key
 
 
 def measured(*shares):
@@ -51,7 +52,7 @@ def test_speeds_are_kept_by_shape(tmp_path):
     assert throughput.find(tmp_path, SHAPE) is None
     throughput.keep(tmp_path, SHAPE, measured(9, 7))
     assert throughput.find(tmp_path, SHAPE) == measured(9, 7)
-    assert throughput.find(tmp_path, '{"n_params":1001}') is None
+    assert throughput.find(tmp_path, trunk(n_params=1001).pack_key) is None
 
 
 def test_another_machine_is_measured_anew(tmp_path, monkeypatch):
@@ -70,7 +71,7 @@ def test_a_damaged_file_counts_as_absent(tmp_path):
 
 
 def test_packs_fit_into_memory():
-    assert throughput.most_members({"n_params": 1000}, 50) == 50
-    assert throughput.most_members({"n_params": 10**7}, 50) == 6
-    assert throughput.most_members({"n_params": 10**9}, 50) == 1
-    assert throughput.most_members({"n_params": 1}, 10**6) == throughput.LARGEST
+    assert throughput.most_members(trunk(n_params=1000).pack_key, 50) == 50
+    assert throughput.most_members(trunk(n_params=10**7).pack_key, 50) == 6
+    assert throughput.most_members(trunk(n_params=10**9).pack_key, 50) == 1
+    assert throughput.most_members(trunk(n_params=1).pack_key, 10**6) == throughput.LARGEST

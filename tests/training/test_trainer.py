@@ -9,6 +9,7 @@ from bench import Bench
 
 from stagetree.models.optimizers import CLASSES
 from stagetree.storage import checkpoints
+from stagetree.storage.events import EpochEnded, Failed, PackBegan
 from stagetree.training import trainer as train_module
 from stagetree.tree.stage_tree import Finished, StageTree
 
@@ -22,7 +23,7 @@ OPTIMIZERS = [
 
 def trained(events):
     """How often each epoch of each state was trained."""
-    return Counter((e["uid"], e["epoch"]) for e in events if e["kind"] == "epoch" and e["epoch"] > 0)
+    return Counter((e.uid, e.epoch) for e in events if isinstance(e, EpochEnded) and e.epoch > 0)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: "-".join(map(str, o.values())))
@@ -68,8 +69,8 @@ def test_a_member_of_a_pack_equals_the_run_alone(bench, other, optimizer, loss):
     runs = [run(seed, lr) for seed, lr in [(0, 0.01), (0, 0.02), (1, 0.01), (2, 0.03), (3, 0.01)]]
     broken = run(4, 1e38)
     events = bench.train(*runs, broken, pack_size=6)
-    assert max(len(e["uids"]) for e in events if e["kind"] == "pack") == 6
-    assert [e["uid"] for e in events if e["kind"] == "failed"] == [first_state(broken)]
+    assert max(len(e.uids) for e in events if isinstance(e, PackBegan)) == 6
+    assert [e.uid for e in events if isinstance(e, Failed)] == [first_state(broken)]
     for run in runs:
         other.train(run)
         assert bench.bits(run) == other.bits(run)
@@ -77,7 +78,7 @@ def test_a_member_of_a_pack_equals_the_run_alone(bench, other, optimizer, loss):
         for path in bench.checkpoints.iterdir():
             path.unlink()
         events = bench.train(*runs, broken, pack_size=size)
-        assert max(len(e["uids"]) for e in events if e["kind"] == "pack") == size
+        assert max(len(e.uids) for e in events if isinstance(e, PackBegan)) == size
         assert all(bench.bits(run) == other.bits(run) for run in runs)
 
 
@@ -89,8 +90,8 @@ def test_a_diverged_run_says_why_and_its_neighbours_finish(bench):
     good = bench.run()
     bad = bench.run(schedule={"stages": [[3, 1e38], [2, 0.1]]})
     events = bench.train(good, bad)
-    (failure,) = [e for e in events if e["kind"] == "failed"]
-    assert failure["reason"] == "diverged at lr 1e+38: train/loss became nan in epoch 1"
+    (failure,) = [e for e in events if isinstance(e, Failed)]
+    assert failure.reason == "diverged at lr 1e+38: train/loss became nan in epoch 1"
     assert checkpoints.read_record(bench.checkpoints, good.uid).test is not None
     assert checkpoints.read_record(bench.checkpoints, bad.uid) is None
 
@@ -113,8 +114,8 @@ def test_however_far_runs_blow_up_each_is_trained_once_and_says_diverged_or_has_
 
     good, wild = run(0.01), [run(lr) for lr in (1e4, 1e12, 1e18, 1e24, 1e36)]
     events = bench.train(good, *wild)
-    assert [len(e["uids"]) for e in events if e["kind"] == "pack"] == [6]
-    reasons = {e["uid"]: e["reason"] for e in events if e["kind"] == "failed"}
+    assert [len(e.uids) for e in events if isinstance(e, PackBegan)] == [6]
+    reasons = {e.uid: e.reason for e in events if isinstance(e, Failed)}
     for one in wild:
         record = checkpoints.read_record(bench.checkpoints, one.uid)
         if one.uid in reasons:
@@ -139,7 +140,7 @@ def test_an_infinite_test_loss_fails_the_run_that_ends_there_and_not_one_that_go
     )  # fmt: skip
     events = bench.train(ends, goes_on, test_every_epoch=True)
     assert set(trained(events).values()) == {1}
-    failures = [(e["uid"], e["reason"]) for e in events if e["kind"] == "failed"]
+    failures = [(e.uid, e.reason) for e in events if isinstance(e, Failed)]
     assert failures == [(ends.uid, "diverged at lr 1e+17: test/loss became inf in epoch 1")]
     assert math.isfinite(bench.bits(goes_on)[2]["test/loss"])
 
@@ -249,7 +250,7 @@ def test_an_error_in_one_member_is_found_inside_its_pack(bench, monkeypatch):
         lambda seed, *rest: real(seed, *rest) if seed != 3 else (_ for _ in ()).throw(MemoryError("too much")),
     )  # fmt: skip
     events = bench.train(*runs)
-    assert [e["reason"] for e in events if e["kind"] == "failed"] == ["MemoryError: too much"]
+    assert [e.reason for e in events if isinstance(e, Failed)] == ["MemoryError: too much"]
     done = checkpoints.finished(bench.checkpoints)
     assert [run.uid in done.tested for run in runs] == [True, True, True, False, True]
 

@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+import trunks
 from rich.console import Console
 from stores import run
 
@@ -12,7 +13,8 @@ from stagetree.planning import drawing
 from stagetree.report import history
 from stagetree.tracking import connection
 from stagetree.tree.notation import WRITTEN_OUT, brief, short
-from stagetree.tree.stage_tree import Run, Stage, StageTree, canonical_json
+from stagetree.tree.runs import canonical_json
+from stagetree.tree.stage_tree import StageTree
 
 N = 10_000
 STAGES = [[1, 1 / (k + 2)] for k in range(N)]
@@ -76,8 +78,7 @@ def test_long_schedules_are_read_as_they_are_and_were_recorded(load):
 
 @pytest.mark.parametrize("ends", [(N,), range(1, 2_000), (10, 5_000, N)], ids=["one", "each stage ends a run", "three"])
 def test_a_long_tree_is_drawn_in_a_screen(ends):
-    stages = tuple(Stage(*pair) for pair in STAGES)
-    tree = StageTree.build(Run('"t"', '"s"', stages[:end]) for end in ends)
+    tree = StageTree.build(trunks.run(*STAGES[:end]) for end in ends)
     console = Console(file=io.StringIO(), width=200)
-    console.print(drawing.draw(tree, {'"t"': "t"}))
+    console.print(drawing.draw(tree, {trunks.trunk(): "t"}))
     assert len(console.file.getvalue().splitlines()) < 50

@@ -8,22 +8,15 @@ import time
 from itertools import product
 
 import pytest
+import trunks
 
-from stagetree.tree.stage_tree import (
-    Finished,
-    Run,
-    Stage,
-    StageTree,
-    nodes_from_json,
-    nodes_to_json,
-    path_to,
-    prefix_uid,
-)
+from stagetree.tree.runs import Stage, prefix_uid
+from stagetree.tree.stage_tree import Finished, StageTree, nodes_from_json, nodes_to_json, path_to
 from stagetree.tree.units import cut_units
 
 
-def run(*stages, trunk="t", shape="s"):
-    return Run(trunk=f'"{trunk}"', shape=f'"{shape}"', stages=tuple(Stage(*stage) for stage in stages))
+def run(*stages, trunk="t"):
+    return trunks.run(*stages, data=trunk)
 
 
 def lines(tree):
@@ -42,7 +35,7 @@ def test_a_uid_is_the_same_in_every_process_and_on_every_machine():
     uid = prefix_uid(trunk, (Stage(20, 1e-1), Stage(10, 1e-3)))
     expected = "f839740d1dfd9a61c205165a1c70ddbe06aed976fb5cf554de9d93b83aa0aae7"
     assert uid == expected
-    code = f"from stagetree.tree.stage_tree import *; print(prefix_uid({trunk!r}, (Stage(20, 0.1), Stage(10, 0.001))))"
+    code = f"from stagetree.tree.runs import *; print(prefix_uid({trunk!r}, (Stage(20, 0.1), Stage(10, 0.001))))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == expected
 
@@ -150,7 +143,7 @@ def test_the_uids_on_a_way_are_those_of_its_prefixes():
     for depth, stage in enumerate(one.stages, start=1):
         for epochs in range(1, stage.epochs + 1):
             prefix = (*one.stages[: depth - 1], Stage(epochs, stage.lr))
-            assert one.way.uid(depth, epochs) == prefix_uid(one.trunk, prefix)
+            assert one.prefixes.uid(depth, epochs) == prefix_uid(one.trunk.json, prefix)
 
 
 def test_ten_thousand_stages_are_planned_cut_and_written_down_in_seconds():
@@ -160,12 +153,12 @@ def test_ten_thousand_stages_are_planned_cut_and_written_down_in_seconds():
     started = time.monotonic()
     tree = StageTree.build(runs)
     assert (tree.epochs, sum(node.final for node in tree.walk())) == (10_001, 3)
-    half = Finished(states={runs[0].way.uid(6_000, 1), runs[2].uid}, tested={runs[2].uid})
+    half = Finished(states={runs[0].prefixes.uid(6_000, 1), runs[2].uid}, tested={runs[2].uid})
     left = tree.remaining(half)
     assert (left.epochs, left.roots[0].first_epoch) == (4_001, 6_000)
     last = max(tree.walk(), key=lambda node: node.depth)
     assert [one.depth for one in path_to(last, half)] == list(range(6_001, 10_001))
-    units = cut_units(tree, 2, {tree.roots[0].shape: 1.0})
+    units = cut_units(tree, 2, {tree.roots[0].pack_key: 1.0})
     assert sum(len(list(root.walk())) for unit in units for root in unit) == 10_001
     assert len(json.dumps(nodes_to_json(tree.walk()))) < 20_000_000
     assert time.monotonic() - started < 20

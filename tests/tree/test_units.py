@@ -1,19 +1,20 @@
 """How a tree is divided: what goes to which worker, what waits for what, and what trains side by side."""
 
 import pytest
+import trunks
 
 from stagetree.tree import units
-from stagetree.tree.stage_tree import Finished, Run, Stage, StageTree
+from stagetree.tree.stage_tree import Finished, StageTree
 from stagetree.tree.units import even_packs, next_pack, predecessors
 
 
-def run(*stages, trunk="t", shape="s"):
-    return Run(trunk=f'"{trunk}"', shape=f'"{shape}"', stages=tuple(Stage(*stage) for stage in stages))
+def run(*stages, trunk=0, shape="s"):
+    return trunks.run(*stages, seed=trunk, data=shape)
 
 
 def cut_units(tree, workers, pack=None, **epoch_cost):
-    """An epoch of any shape costs 1 unless told otherwise."""
-    costs = {node.shape: epoch_cost.get(node.shape.strip('"'), 1.0) for node in tree.walk()}
+    """An epoch of any data costs 1 unless told otherwise."""
+    costs = {node.pack_key: epoch_cost.get(node.trunk.data, 1.0) for node in tree.walk()}
     return units.cut_units(tree, workers, costs, dict.fromkeys(costs, pack) if pack else None)
 
 
@@ -65,8 +66,8 @@ def test_one_worker_gets_all_in_one_unit():
 
 def test_what_is_below_a_fork_waits_for_its_trunk_alone():
     """Two trunks are cut, of 40 and of 10 epochs, beside a chain that is not: nobody waits for the slowest."""
-    runs = [run((40, 0.1), (5, lr)) for lr in range(1, 9)] + [run((10, 0.1), (5, lr), trunk="u") for lr in range(1, 9)]
-    units = cut_units(StageTree.build([*runs, run((20, 0.1), trunk="v")]), 4)
+    runs = [run((40, 0.1), (5, lr)) for lr in range(1, 9)] + [run((10, 0.1), (5, lr), trunk=1) for lr in range(1, 9)]
+    units = cut_units(StageTree.build([*runs, run((20, 0.1), trunk=2)]), 4)
     long, short, chain, *below = units
     assert [unit[0].epochs for unit in (long, short, chain)] == [40, 10, 20]
     assert predecessors(units) == [set()] * 3 + [{0}] * 4 + [{1}] * 4
@@ -80,13 +81,13 @@ def test_a_unit_of_final_figures_alone_does_not_wait_for_itself():
 
 
 def test_units_keep_equal_shapes_together():
-    runs = grid(4, 2, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 9)]
+    runs = grid(4, 2, shape="s") + [run((2, a), trunk=1, shape="v") for a in range(1, 9)]
     units = cut_units(StageTree.build(runs), 2)
-    assert [{root.shape for root in unit} for unit in units] == [{'"s"'}, {'"v"'}]
+    assert [{root.trunk.data for root in unit} for unit in units] == [{"s"}, {"v"}]
 
 
 def test_workers_get_equal_work_not_equal_counts():
-    runs = grid(6, 1, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 4)]
+    runs = grid(6, 1, shape="s") + [run((2, a), trunk=1, shape="v") for a in range(1, 4)]
     assert sizes(cut_units(StageTree.build(runs), 2, s=1, v=3)) == [6, 3]
 
 
@@ -114,7 +115,7 @@ def test_large_subtrees_are_cut_if_that_leaves_packs_full(leaves, pack, units):
 
 
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
-    ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk="z")]).roots
+    ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk=3)]).roots
     assert [node.lr for node in next_pack(ready, lambda nodes: 8)] == [0.2, 0.3]
     assert len(next_pack(ready, lambda nodes: 1)) == 1
 
@@ -123,7 +124,7 @@ def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
     ("members", "largest", "sizes"), [(5, 8, [5]), (8, 8, [8]), (9, 8, [4, 5]), (20, 8, [7, 6, 7]), (3, 1, [1, 1, 1])]
 )
 def test_packs_are_few_and_even(members, largest, sizes):
-    nodes = StageTree.build(run((1, 0.1), trunk=str(k)) for k in range(members)).roots
+    nodes = StageTree.build(run((1, 0.1), trunk=k) for k in range(members)).roots
     packs = even_packs(nodes, largest)
     assert sorted(map(len, packs)) == sorted(sizes)
     assert [node for pack in packs for node in pack] == list(nodes)

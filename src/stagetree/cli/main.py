@@ -195,7 +195,7 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
         if mode == "plan":
             plan.show(Console())
         else:
-            print(json.dumps(plan.summary, indent=2))
+            print(json.dumps(plan.summary.to_json(), indent=2))
         return None
     try:
         outcome = runner.run(jobs, engine=engine, command=_command(), progress=ProgressDisplay.of_plan)

@@ -17,7 +17,7 @@ from stagetree.errors import InputError, choices, printable
 from stagetree.models.export import export
 from stagetree.models.inference import Network
 from stagetree.report import ranking, selection
-from stagetree.storage.checkpoints import write_atomic
+from stagetree.storage.files import write_atomic
 from stagetree.tracking import store
 from stagetree.tracking.networks import load_network
 

@@ -4,13 +4,24 @@ import heapq
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+
+from stagetree.storage.events import (
+    EpochEnded,
+    Event,
+    Failed,
+    Note,
+    PackBegan,
+    StateDamaged,
+    StateReached,
+    Waiting,
+)
 
 if TYPE_CHECKING:
     from stagetree.planning.planner import Plan
@@ -66,31 +77,31 @@ class ProgressDisplay:
         if self._live:
             self._live.stop()
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
+    def on_event(self, event: Event) -> None:
         """Take one event of the sweep's logs."""
-        kind, uid = event["kind"], event.get("uid", "")
-        if kind == "pack":
-            self._training |= set(event["uids"])
-        elif kind == "epoch" and event["epoch"] > 0:
-            self._done += 1
-            part = "val/acc" if "val/acc" in event else "train/acc"
-            if uid in self._names:
-                self._figures[uid] = (part, event[part], event["epoch"])
-        elif kind == "done":
-            self._training.discard(uid)
-            self._runs |= {uid} & self._names.keys()
-        elif kind == "failed":
-            self._training.discard(uid)
-            self._figures.pop(uid, None)
-            self._failed += 1
-            name = self._names.get(uid, "a shared prefix")
-            self.console.print(f"[red]failed[/red] {escape(name)}: {escape(event['reason'])}", highlight=False)
-        elif kind == "damaged":
-            self.note(f"{event['reason']}; its epochs are trained again")
-        elif kind == "note":
-            self.note(event["text"])
-        elif kind == "waiting":
-            self.note(f"another process trains {len(event['uids'])} of these states; they are taken over when done")
+        match event:
+            case PackBegan(uids):
+                self._training |= set(uids)
+            case EpochEnded(uid, line) if event.epoch > 0:
+                self._done += 1
+                part = "val/acc" if "val/acc" in line else "train/acc"
+                if uid in self._names:
+                    self._figures[uid] = (part, line[part], event.epoch)
+            case StateReached(uid):
+                self._training.discard(uid)
+                self._runs |= {uid} & self._names.keys()
+            case Failed(uid, reason):
+                self._training.discard(uid)
+                self._figures.pop(uid, None)
+                self._failed += 1
+                name = self._names.get(uid, "a shared prefix")
+                self.console.print(f"[red]failed[/red] {escape(name)}: {escape(reason)}", highlight=False)
+            case StateDamaged(reason):
+                self.note(f"{reason}; its epochs are trained again")
+            case Note(text):
+                self.note(text)
+            case Waiting(uids):
+                self.note(f"another process trains {len(uids)} of these states; they are taken over when done")
 
     def note(self, text: str) -> None:
         """Print what is worth knowing and no failure."""

@@ -8,6 +8,7 @@ from stagetree.cli.progress import ProgressDisplay
 from stagetree.errors import InputError
 from stagetree.execution.shutdown import is_launching, is_training
 from stagetree.storage.event_log import EventReader
+from stagetree.storage.events import UnitBegan, UnitEnded
 from stagetree.storage.locks import store_claims
 from stagetree.tracking.follower import POLL_S
 
@@ -33,10 +34,11 @@ def watch(output_dir: Path) -> None:
         while True:
             for event in reader.read():
                 progress.on_event(event)
-                if event["kind"] == "unit":
-                    busy.add(event["unit"])
-                elif event["kind"] == "unit_done":
-                    busy.discard(event["unit"])
+                match event:
+                    case UnitBegan(unit):
+                        busy.add(unit)
+                    case UnitEnded(unit):
+                        busy.discard(unit)
             if first:
                 progress.attach()
                 first = False

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from stagetree.redact import redact
 from stagetree.tree.notation import parse_stages
-from stagetree.tree.stage_tree import Stage
+from stagetree.tree.runs import Stage
 
 
 class Frozen(BaseModel):

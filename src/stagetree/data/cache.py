@@ -14,8 +14,8 @@ import numpy as np
 from stagetree.config.schema import Dataset
 from stagetree.data import readers
 from stagetree.errors import InputError
-from stagetree.storage.checkpoints import read_sealed, write_sealed
-from stagetree.tree.stage_tree import canonical_json
+from stagetree.storage.files import read_sealed, write_sealed
+from stagetree.tree.runs import canonical_json
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 

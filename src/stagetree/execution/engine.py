@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from stagetree.errors import InputError
 from stagetree.execution.shutdown import is_training, leave_ctrl_c_to_the_launcher, stop_asked, training
 from stagetree.storage.locks import store_claims
-from stagetree.storage.tasks import UnseenError, mark_ended, output_dir_of, take_unit
+from stagetree.storage.unit_files import UnseenError, mark_ended, output_dir_of, take_unit
 
 WAIT_S = 0.1
 

@@ -16,7 +16,8 @@ from stagetree.execution.shutdown import stop_asked
 from stagetree.planning.planner import Plan
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventLog, EventReader
-from stagetree.storage.tasks import Settings, write_unit
+from stagetree.storage.events import Failed, Trouble, UnitBegan, UnitEnded
+from stagetree.storage.unit_files import UnitSettings, write_unit
 from stagetree.tree.stage_tree import Node, StageTree
 from stagetree.tree.units import Unit, predecessors
 
@@ -35,7 +36,7 @@ class Crew:
         self.folder, self.engine = folder, engine
         self.checkpoints = checkpoints.folder_of(output_dir)
         trainer = planned.config.trainer
-        self.settings = Settings(
+        self.settings = UnitSettings(
             output_dir=str(output_dir),
             data={digest: str(Path(info.folder).resolve()) for digest, info in planned.data.items()},
             pack_size=trainer.pack_size,
@@ -90,16 +91,16 @@ class Crew:
         results = self._run(after) if after else []
         events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # Tail tells
         for event in events:
-            if event["kind"] == "trouble":
-                raise MachineError(event["reason"])
+            if isinstance(event, Trouble):
+                raise MachineError(event.reason)
         for result in results:
             if result.get("unseen"):
                 raise MachineError(result["error"])
             if "error" in result:
                 print(f"unit {result['unit']}: {result['error']}", file=sys.stderr)
-        ended = {event["unit"] for event in events if event["kind"] == "unit_done"}
-        begun = {event["unit"] for event in events if event["kind"] == "unit"} & by_id.keys()
-        self._failed |= {event["uid"] for event in events if event["kind"] == "failed" and not event.get("alone")}
+        ended = {event.unit for event in events if isinstance(event, UnitEnded)}
+        begun = {event.unit for event in events if isinstance(event, UnitBegan)} & by_id.keys()
+        self._failed |= {event.uid for event in events if isinstance(event, Failed) and not event.alone}
         done = checkpoints.finished(self.checkpoints, since=self.settings.since)
         died, unbegun = [], []
         for unit_id, unit in by_id.items():
@@ -126,6 +127,6 @@ class Crew:
     def _fail(self, root: Node) -> None:
         log = EventLog(self.folder / "events", "launcher")
         reason = f"its worker died {DEATHS} times without a word (killed, out of memory or crashed)"
-        log.append({"kind": "failed", "uid": root.uid, "reason": reason, "traceback": ""})
+        log.append(Failed(root.uid, reason))
         log.close()
         self._failed.add(root.uid)

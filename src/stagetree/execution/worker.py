@@ -5,12 +5,12 @@ its worker was killed, or be damaged. So each node is looked at again, under a c
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,20 @@ from stagetree.errors import Stopped
 from stagetree.execution.shutdown import Watch, training
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventLog, EventReader
+from stagetree.storage.events import (
+    Failed,
+    Note,
+    StateDamaged,
+    StateReached,
+    Trouble,
+    UnitBegan,
+    UnitEnded,
+    Waiting,
+)
 from stagetree.storage.locks import Claims, store_claims
-from stagetree.storage.tasks import Settings, read_unit
+from stagetree.storage.unit_files import UnitSettings, read_unit
 from stagetree.training.devices import use_device
-from stagetree.training.trainer import Trainer
+from stagetree.training.trainer import PackTrainer
 from stagetree.tree.stage_tree import Node, path_to
 from stagetree.tree.units import next_pack
 
@@ -42,18 +52,11 @@ def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
     watch = Watch(folder, claims, settings.launcher)
     log = EventLog(folder / "events", unit_id)
     with contextlib.closing(log), training(folder, unit_id, claims), watch.active():
-        who = {"pid": os.getpid(), "host": socket.gethostname()}
-        log.append({"kind": "unit", "unit": unit_id, "time": time.time(), **who})
-        failed = {
-            event["uid"]: event["reason"]
-            for other in task.after for event in EventReader(folder / "events", lambda _: None, name=other).read()
-            if event["kind"] == "failed" and not event.get("alone")
-        }  # fmt: skip
-        for shape in {node.shape for node in task.nodes}:
-            use_device(
-                json.loads(shape)["device"], settings.workers_per_device, watch.check,
-                lambda why: log.append({"kind": "note", "text": why}),
-            )  # fmt: skip
+        log.append(UnitBegan(unit_id, os.getpid(), socket.gethostname(), time.time()))
+        before = (EventReader(folder / "events", lambda _: None, name=other).read() for other in task.after)
+        failed = {event.uid: event.reason for event in chain(*before) if isinstance(event, Failed) and not event.alone}
+        for device in {node.trunk.device for node in task.nodes}:
+            use_device(device, settings.workers_per_device, watch.check, lambda why: log.append(Note(why)))
         walk = _Walk(task.nodes, failed, settings, log, claims, watch.check)
         try:
             walk.run()
@@ -61,9 +64,9 @@ def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
             return {"failed": walk.failed, "stopped": str(stopped)}
         except OSError as error:
             with contextlib.suppress(OSError):
-                log.append({"kind": "trouble", "reason": _sentence(error)})
+                log.append(Trouble(_sentence(error)))
             raise
-        log.append({"kind": "unit_done", "unit": unit_id, "time": time.time()})
+        log.append(UnitEnded(unit_id, time.time()))
     return {"failed": walk.failed}
 
 
@@ -75,13 +78,13 @@ class _Walk:
     """Nodes that wait to be trained, but for those that start from states that `failed` already."""
 
     def __init__(
-        self, nodes: Sequence[Node], failed: Mapping[str, str], settings: Settings, log: EventLog, claims: Claims,
+        self, nodes: Sequence[Node], failed: Mapping[str, str], settings: UnitSettings, log: EventLog, claims: Claims,
         check: Callable[[], None],
     ):  # fmt: skip
         self.failed = dict(failed)
         self._pending = list(nodes)
         self._settings, self._log, self._claims, self._check = settings, log, claims, check
-        self._trainer = Trainer(settings, log, check)
+        self._trainer = PackTrainer(settings, log, check)
         self._lost: set[str] = set()  # states that turned out to be missing or damaged when they were loaded
         self._losses: Counter[str] = Counter()
         self._trained: Counter[str] = Counter()
@@ -120,7 +123,7 @@ class _Walk:
                 return todo
         if news := busy - self._told:
             self._told |= news
-            self._log.append({"kind": "waiting", "uids": sorted(news)})
+            self._log.append(Waiting(tuple(sorted(news))))
         return []
 
     def _look_again(self, mine: Sequence[Node]) -> list[Node]:
@@ -137,7 +140,7 @@ class _Walk:
             self._claims.release(node.uid)
             self._drop([node])
             if not path:
-                self._log.append({"kind": "done", "uid": node.uid})
+                self._log.append(StateReached(node.uid))
             for one in path:
                 if self._trained[one.uid] > 1:
                     reason = f"the state of {one.uid} is gone again after it was trained twice"
@@ -174,7 +177,7 @@ class _Walk:
     def _tell(self, error: checkpoints.StateError) -> None:
         if error.what not in self._told:
             self._told.add(error.what)
-            self._log.append({"kind": "damaged", "reason": error.what})
+            self._log.append(StateDamaged(error.what))
 
     def _drop(self, nodes: Sequence[Node]) -> None:
         gone = set(map(id, nodes))

@@ -3,7 +3,6 @@
 Only for looking at results. What is recorded of a run was computed by `epoch.evaluate`; the two agree to rounding.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,13 +40,13 @@ class Network:
             InputError: what is known of its data is gone.
         """
         record, weights = checkpoints.load_weights(checkpoints.folder_of(output_dir), uid)
-        trunk = json.loads(record.trunk)
-        model, info = trunk["model"], cache.find(trunk["data"], output_dir)
-        channels = max(len(trunk["mean"]), len(trunk["std"]))
+        trunk = record.trunk
+        model, info = trunk.model, cache.find(trunk.data, output_dir)
+        channels = max(len(trunk.mean), len(trunk.std))
         if channels > 1 and channels != info.image_shape[0]:  # since then its content was prepared in another shape
             info = replace(info, image_shape=(channels, 1, info.in_features // channels))
         return cls(
-            info, tuple(trunk["mean"]), tuple(trunk["std"]), tuple(model["hidden_sizes"]), model["activation"],
+            info, trunk.mean, trunk.std, tuple(model["hidden_sizes"]), model["activation"],
             model["dropout"], weights,
         )  # fmt: skip
 

@@ -15,7 +15,8 @@ from stagetree.config.schema import Config
 from stagetree.data.cache import DataInfo
 from stagetree.redact import redact_values
 from stagetree.tree.notation import WRITTEN_OUT, brief, short
-from stagetree.tree.stage_tree import Run, Stage, Stages, StageTree
+from stagetree.tree.runs import Run, Stage, Stages, Trunk
+from stagetree.tree.stage_tree import StageTree
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ DATA_PARAMS = ("dataset", "test_size", "test_seed", "height", "width", "grayscal
 """What tells data sets apart for people; data that differs all the same is told apart by its digest."""
 
 
-def recorded_params(config: Config, trunk: str, n_classes: int) -> dict[str, Any]:
+def recorded_params(config: Config, trunk: Trunk, n_classes: int) -> dict[str, Any]:
     """MLflow's parameters: all that decides the numbers, readable lists beside numbers that its plots can use.
 
     Args:
@@ -130,7 +131,7 @@ def recorded_params(config: Config, trunk: str, n_classes: int) -> dict[str, Any
         trunk: of the run, from which each setting is taken, whichever there are.
         n_classes: of the data.
     """
-    rest, stages = json.loads(trunk), config.schedule.stages
+    rest, stages = json.loads(trunk.json), config.schedule.stages
     model, loss, optimizer = (rest.pop(name) for name in ("model", "loss", "optimizer"))
     dataset = config.dataset.model_dump(mode="json")
     params = {

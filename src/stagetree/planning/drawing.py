@@ -1,13 +1,14 @@
 """A plan as people read it in a terminal: branches that differ in their learning rates alone are one line."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from stagetree.planning.summary import PlanSummary
 from stagetree.tree.notation import short
+from stagetree.tree.runs import Trunk
 from stagetree.tree.stage_tree import LONGEST_CHAIN, Node, StageTree
 
 MOST_LRS, MOST_NAMES = 8, 3
@@ -15,17 +16,17 @@ MOST_LRS, MOST_NAMES = 8, 3
 MOST_LINES, DEEPEST = 40, 30
 
 
-def show(plan: Mapping[str, Any], tree: StageTree, names: Mapping[str, str], console: Console) -> None:
+def show(plan: PlanSummary, tree: StageTree, names: Mapping[Trunk, str], console: Console) -> None:
     """Print counts, the tree of what is left, and what training it takes.
 
     Args:
-        plan: `Plan.summary`.
+        plan: in counts.
         tree: of what is left to train.
         names: of each run without its schedule, by trunk.
         console: where to.
     """
-    to_train = len(plan["runs"]) - plan["finished"]
-    saved = 1 - plan["epochs_distinct"] / plan["epochs_asked"]
+    to_train = len(plan.runs) - plan.finished
+    saved = 1 - plan.epochs_distinct / plan.epochs_asked
     lines = [
         f"sweep {plan['sweep']}: {plan['points']} points, {plan['duplicates']} duplicates, "
         f"{plan['finished']} finished, {to_train} to train",
@@ -36,13 +37,13 @@ def show(plan: Mapping[str, Any], tree: StageTree, names: Mapping[str, str], con
     if not tree.roots:
         return
     console.print(draw(tree, names), highlight=False)
-    waiting = sum(bool(unit["after"]) for unit in plan["units"])
+    waiting = sum(bool(unit.after) for unit in plan.units)
     line = f"units: {len(plan['units'])} for {plan['workers']} worker{'s' * (plan['workers'] > 1)}"
     line += f" ({waiting} wait for others)" if waiting else ""
-    if plan["largest_pack"] is not None:
+    if plan.largest_pack is not None:
         line += f", packs of up to {plan['largest_pack']}"
     line += f"; {size(plan['estimated_bytes'])} on disk"
-    if plan["estimated_seconds"] is not None:
+    if plan.estimated_seconds is not None:
         line += f"; {duration(plan['estimated_seconds'])}, by what this machine was measured to train"
     console.print(line, highlight=False, soft_wrap=True)
 
@@ -59,14 +60,14 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
-def draw(tree: StageTree, names: Mapping[str, str]) -> Tree:
+def draw(tree: StageTree, names: Mapping[Trunk, str]) -> Tree:
     """Draw what is to be trained.
 
     Args:
         tree: of what is left to train.
         names: of each run without its schedule, by trunk.
     """
-    trunks: dict[str, list[Node]] = {}
+    trunks: dict[Trunk, list[Node]] = {}
     for root in tree.roots:
         trunks.setdefault(root.trunk, []).append(root)
     forms = _forms(tree)

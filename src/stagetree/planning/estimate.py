@@ -1,7 +1,6 @@
 """How long a sweep will take: its packs, as workers would choose them, at the speeds that were measured."""
 
 import heapq
-import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from functools import cache
 
 from stagetree.data.cache import DataInfo, val_count
 from stagetree.training.throughput import Speed
+from stagetree.tree.runs import PackKey, Settings
 from stagetree.tree.stage_tree import Node, StageTree
 from stagetree.tree.units import Unit, even_packs, predecessors
 
@@ -23,28 +23,24 @@ UNFOLDED = 1.5
 """Cost of an optimizer's step on the weights, as a factor, for shapes that were not measured."""
 
 
-def epoch_costs(shapes: Iterable[str], speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo]) -> dict[str, float]:
+def epoch_costs(
+    shapes: Iterable[PackKey], speeds: Mapping[PackKey, Speed], infos: Mapping[str, DataInfo]
+) -> dict[PackKey, float]:
     """Work of a member's epoch of each shape, for dividing it between workers.
 
     In seconds if all shapes were measured; else by what is multiplied, in any unit.
     """
-    specs = {shape: json.loads(shape) for shape in set(shapes)}
-    if specs.keys() <= speeds.keys():
+    specs = set(shapes)
+    if specs <= speeds.keys():
         bests = {shape: speeds[shape].best for shape in specs}
-        return {
-            shape: _steps(spec, infos) * speeds[shape].step(bests[shape]) / bests[shape]
-            for shape, spec in specs.items()
-        }
-    return {
-        shape: spec["n_params"] * infos[spec["data"]].n_train * (1.0 if spec["folded"] else UNFOLDED)
-        for shape, spec in specs.items()
-    }
+        return {shape: _steps(shape, infos) * speeds[shape].step(bests[shape]) / bests[shape] for shape in specs}
+    return {shape: shape.n_params * infos[shape.data].n_train * (1.0 if shape.folded else UNFOLDED) for shape in specs}
 
 
 def seconds(
     units: Sequence[Unit],
     workers: int,
-    speeds: Mapping[str, Speed],
+    speeds: Mapping[PackKey, Speed],
     infos: Mapping[str, DataInfo],
     pack_size: int | str,
 ) -> float | None:
@@ -60,7 +56,7 @@ def seconds(
     Returns:
         Seconds; `None` if a shape was not measured yet.
     """
-    if any(node.shape not in speeds for unit in units for root in unit for node in root.walk()):
+    if any(node.pack_key not in speeds for unit in units for root in unit for node in root.walk()):
         return None
     durations = [unit_s(unit, speeds, infos, pack_size) for unit in units]
     return START_S + makespan(durations, predecessors(units), workers) if units else 0.0
@@ -94,7 +90,7 @@ def makespan(durations: Sequence[float], after: Sequence[Collection[int]], worke
     return now
 
 
-def largest_pack(units: Sequence[Unit], speeds: Mapping[str, Speed], pack_size: int | str) -> int | None:
+def largest_pack(units: Sequence[Unit], speeds: Mapping[PackKey, Speed], pack_size: int | str) -> int | None:
     """Most members that will train side by side; `None` until all shapes were measured."""
     levels = [level for unit in units for level in _levels(unit)]
     if any(shape not in speeds for shape, _ in levels):
@@ -105,11 +101,10 @@ def largest_pack(units: Sequence[Unit], speeds: Mapping[str, Speed], pack_size: 
 
 def disk_bytes(tree: StageTree) -> int:
     """Estimate what a sweep adds to the disk: states, each run's weights as an artifact too, and the best once more."""
-    n_params = cache(lambda shape: json.loads(shape)["n_params"])
-    n_moments = cache(lambda trunk: _moments(json.loads(trunk)["optimizer"]))
+    n_moments = cache(lambda trunk: _moments(trunk.optimizer))
     total = largest = 0
     for node in tree.walk():
-        weights = 4 * n_params(node.shape)
+        weights = 4 * node.trunk.n_params
         largest = max(largest, weights)
         if node.kept:
             total += STATE_BYTES + EPOCH_BYTES * node.last_epoch + weights * (1 + n_moments(node.trunk))
@@ -117,19 +112,19 @@ def disk_bytes(tree: StageTree) -> int:
     return total + largest + SWEEP_BYTES if total else 0
 
 
-def _moments(optimizer: Mapping) -> int:
+def _moments(optimizer: Settings) -> int:
     """Tensors of the weights' size that an optimizer keeps."""
     name, extra = optimizer["name"], bool(optimizer.get("momentum")) + bool(optimizer.get("centered"))
     return {"sgd": 0, "rmsprop": 1, "adagrad": 1}.get(name, 2) + extra
 
 
-def _levels(unit: Unit) -> Iterator[tuple[str, list[Node]]]:
+def _levels(unit: Unit) -> Iterator[tuple[PackKey, list[Node]]]:
     """Yield nodes that form packs, as workers find them: those of one depth, shape and length."""
     level: Sequence[Node] = unit
     while level:
-        groups: dict[tuple[str, int], list[Node]] = defaultdict(list)
+        groups: dict[tuple[PackKey, int], list[Node]] = defaultdict(list)
         for node in level:
-            groups[node.shape, node.epochs].append(node)
+            groups[node.pack_key, node.epochs].append(node)
         for (shape, _), members in groups.items():
             yield shape, members
         level = [child for node in level for child in node.children]
@@ -139,28 +134,28 @@ def _largest(own: Speed, pack_size: int | str) -> int:
     return own.best if pack_size == "auto" else int(pack_size)
 
 
-def unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
+def unit_s(unit: Unit, speeds: Mapping[PackKey, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
     """Seconds that a worker needs for a unit."""
     return sum(
-        _pack_s(json.loads(shape), pack, speeds[shape], infos)
+        _pack_s(shape, pack, speeds[shape], infos)
         for shape, members in _levels(unit)
         for pack in even_packs(members, _largest(speeds[shape], pack_size))
     )
 
 
-def _pack_s(spec: Mapping, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
-    info, k, epochs = infos[spec["data"]], len(members), members[0].epochs
+def _pack_s(spec: PackKey, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
+    info, k, epochs = infos[spec.data], len(members), members[0].epochs
     n_val = _n_val(spec, info)
     evaluated = n_val * (epochs + any(node.parent is None for node in members))
     evaluated += info.n_test * any(node.final for node in members)
     return epochs * _steps(spec, infos) * own.step(k) + evaluated * k * own.picture_s
 
 
-def _n_val(spec: Mapping, info: DataInfo) -> int:
-    return val_count(info.n_train, spec["val_size"]) if spec["val_size"] else 0
+def _n_val(spec: PackKey, info: DataInfo) -> int:
+    return val_count(info.n_train, spec.val_size) if spec.val_size else 0
 
 
-def _steps(spec: Mapping, infos: Mapping[str, DataInfo]) -> int:
+def _steps(spec: PackKey, infos: Mapping[str, DataInfo]) -> int:
     """Minibatches of an epoch."""
-    info = infos[spec["data"]]
-    return math.ceil((info.n_train - _n_val(spec, info)) / spec["batch_size"])
+    info = infos[spec.data]
+    return math.ceil((info.n_train - _n_val(spec, info)) / spec.batch_size)

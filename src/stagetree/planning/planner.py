@@ -17,10 +17,12 @@ from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.planning import drawing, estimate, throughputs
 from stagetree.planning.descriptions import RunEntry, describe
+from stagetree.planning.summary import NodeSummary, PlanSummary, RunSummary, UnitSummary
 from stagetree.storage import checkpoints
 from stagetree.training.devices import lacking, resolve_device
 from stagetree.training.throughput import Speed
-from stagetree.tree.stage_tree import Node, Run, StageTree
+from stagetree.tree.runs import PackKey, Run, Trunk
+from stagetree.tree.stage_tree import Node, StageTree
 from stagetree.tree.units import Unit, cut_units, predecessors
 
 
@@ -44,8 +46,8 @@ class Plan:
     """By digest."""
     config: Config
     """Of the first job, for settings that all share."""
-    speeds: Mapping[str, Speed]
-    """By shape, of those that were measured on this machine."""
+    speeds: Mapping[PackKey, Speed]
+    """By pack key, of those that were measured on this machine."""
 
     @property
     def sweep_id(self) -> str:
@@ -62,49 +64,47 @@ class Plan:
         return estimate.seconds(self.units, self.workers, self.speeds, self.data, self.config.trainer.pack_size)
 
     @cached_property
-    def summary(self) -> Mapping[str, Any]:
-        """Counts, runs and units as plain values."""
+    def summary(self) -> PlanSummary:
+        """The plan in counts, runs and units."""
         names = {entry.uid: entry.name for entry in self.entries}
         waiting = {node.uid for node in self.tree.walk() if node.final}
-        return {
-            "sweep": self.sweep_id,
-            "points": len(self.jobs),
-            "duplicates": len(self.jobs) - len(self.runs),
-            "finished": len(self.runs) - len(waiting),
-            "epochs_asked": self.epochs_asked,
-            "epochs_distinct": self.whole.epochs,
-            "epochs_to_train": self.tree.epochs,
-            "largest_pack": estimate.largest_pack(self.units, self.speeds, self.config.trainer.pack_size),
-            "estimated_seconds": self.seconds,
-            "estimated_bytes": estimate.disk_bytes(self.tree),
-            "runs": [
-                {"uid": uid, "name": names[uid], "stages": _pairs(run), "finished": uid not in waiting}
-                for uid, run in self.runs.items()
-            ],
-            "workers": self.workers,
-            "units": [
-                {"after": sorted(after), "nodes": [_describe_node(node) for root in unit for node in root.walk()]}
-                for unit, after in zip(self.units, predecessors(self.units), strict=True)
-            ],
-        }  # fmt: skip
+        runs = tuple(
+            RunSummary(uid, names[uid], tuple((stage.epochs, stage.lr) for stage in run.stages), uid not in waiting)
+            for uid, run in self.runs.items()
+        )
+        units = tuple(
+            UnitSummary(tuple(sorted(after)), tuple(_summarize(node) for root in unit for node in root.walk()))
+            for unit, after in zip(self.units, predecessors(self.units), strict=True)
+        )
+        return PlanSummary(
+            sweep=self.sweep_id,
+            points=len(self.jobs),
+            duplicates=len(self.jobs) - len(self.runs),
+            finished=len(self.runs) - len(waiting),
+            epochs_asked=self.epochs_asked,
+            epochs_distinct=self.whole.epochs,
+            epochs_to_train=self.tree.epochs,
+            largest_pack=estimate.largest_pack(self.units, self.speeds, self.config.trainer.pack_size),
+            estimated_seconds=self.seconds,
+            estimated_bytes=estimate.disk_bytes(self.tree),
+            runs=runs,
+            workers=self.workers,
+            units=units,
+        )
 
     def show(self, console: Console) -> None:
         """Print counts, the tree of what is left, and what training it takes."""
         drawing.show(self.summary, self.tree, dict(self._names()), console)
 
-    def _names(self) -> Iterator[tuple[str, str]]:
+    def _names(self) -> Iterator[tuple[Trunk, str]]:
         """Each trunk of what is left, with a name for it."""
         by_uid = {entry.uid: entry for entry in self.entries}
         for root in self.tree.roots:
             yield root.trunk, next(by_uid[node.uid] for node in root.walk() if node.final).trunk_name
 
 
-def _pairs(run: Run) -> list[list[float]]:
-    return [[stage.epochs, stage.lr] for stage in run.stages]
-
-
-def _describe_node(node: Node) -> dict[str, Any]:
-    return {"uid": node.uid, "parent": node.parent, "epochs": node.epochs, "lr": node.lr, "final": node.final}
+def _summarize(node: Node) -> NodeSummary:
+    return NodeSummary(node.uid, node.parent, node.epochs, node.lr, node.final)
 
 
 def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool = False) -> Plan:
@@ -146,7 +146,7 @@ def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool 
     devices = {resolve_device(job.config.trainer.device) for job in jobs}
     measuring = workers if measure and not any(map(lacking, devices)) else 0
     speeds = throughputs.speeds(tree, output_dir, by_digest, measuring, config.trainer.workers_per_device)
-    shapes = {node.shape for node in tree.walk()}
+    shapes = {node.pack_key for node in tree.walk()}
     packs = {shape: speeds[shape].best for shape in shapes} if shapes <= speeds.keys() else None
     units = cut_units(tree, workers, estimate.epoch_costs(shapes, speeds, by_digest), packs)
     return Plan(jobs, runs, entries, whole, tree, units, workers, by_digest, config, speeds)

@@ -1,6 +1,5 @@
 """How fast this machine trains the shapes of a tree: looked up, or measured as a sweep would train them."""
 
-import json
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from stagetree.data.cache import DataInfo
 from stagetree.training import throughput
 from stagetree.training.devices import use_device
 from stagetree.training.throughput import Speed
+from stagetree.tree.runs import PackKey
 from stagetree.tree.stage_tree import Node, StageTree
 
 MEASURE_S = 10.0
@@ -20,7 +20,7 @@ MEASURE_S = 10.0
 
 def speeds(
     tree: StageTree, output_dir: Path, infos: Mapping[str, DataInfo], workers: int, workers_per_device: int = 1
-) -> dict[str, Speed]:
+) -> dict[PackKey, Speed]:
     """Look up the speed of each shape, and measure those that this machine never trained.
 
     Args:
@@ -31,22 +31,19 @@ def speeds(
             unknown shapes stay unknown.
         workers_per_device: of those that may share an accelerator.
     """
-    nodes: dict[str, list[Node]] = {}
+    nodes: dict[PackKey, list[Node]] = {}
     for node in tree.walk():
-        nodes.setdefault(node.shape, []).append(node)
+        nodes.setdefault(node.pack_key, []).append(node)
     found = {shape: throughput.find(output_dir, shape) for shape in nodes}
     missing = [nodes[shape] for shape, own in found.items() if own is None]
     if workers and missing:
         print(f"measuring how fast this machine trains {len(missing)} shape{'s' * (len(missing) > 1)}", file=sys.stderr)
         # resolved, since joblib's workers may be left from a call in another working folder
         folders = {digest: str(Path(info.folder).resolve()) for digest, info in infos.items()}
-        tasks = [
-            (members[0], -(-len(members) // workers), folders[json.loads(members[0].shape)["data"]])
-            for members in missing
-        ]
+        tasks = [(members[0], -(-len(members) // workers), folders[members[0].trunk.data]) for members in missing]
         for (node, _, _), own in zip(tasks, _measure(tasks, workers, workers_per_device), strict=False):
-            found[node.shape] = own
-            throughput.keep(output_dir, node.shape, own)
+            found[node.pack_key] = own
+            throughput.keep(output_dir, node.pack_key, own)
     return {shape: own for shape, own in found.items() if own is not None}
 
 
@@ -64,7 +61,7 @@ def _measure_each(tasks: Sequence[tuple[Node, int, str]], workers_per_device: in
 
     measured, until = [], time.monotonic() + MEASURE_S
     for node, wanted, folder in tasks:
-        use_device(json.loads(node.shape)["device"], workers_per_device, never, print)
+        use_device(node.trunk.device, workers_per_device, never, print)
         if time.monotonic() > until:
             break
         measured.append(measure(node, wanted, partial(Split.load, Path(folder))))

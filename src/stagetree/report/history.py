@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +13,8 @@ from pandas import DataFrame, Series
 from stagetree.tracking import store
 from stagetree.tracking.curves import MOST_DOTS
 from stagetree.tree.notation import short
-from stagetree.tree.stage_tree import LONGEST_CHAIN, Node, Run, Stage, Stages, StageTree, canonical_json
+from stagetree.tree.runs import Run, Stage, Stages, Trunk, canonical_json
+from stagetree.tree.stage_tree import LONGEST_CHAIN, Node, StageTree
 
 DEEPEST = 100
 """Levels of the tree on the page."""
@@ -74,7 +76,7 @@ def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, 
         stages = _stages(row)
         if not stages:
             continue
-        run = Run(trunk, "", stages)
+        run = Run(_stand_in(trunk), stages)
         labels.setdefault(
             trunk, ", ".join(f"{name} {row[name]}" for name in varying if pd.notna(row[name])) or "all runs"
         )
@@ -82,9 +84,15 @@ def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, 
         built.append(run)
     trunks: dict[str, dict[str, Any]] = {}
     for top in StageTree.build(built).roots:
-        trunk = trunks.setdefault(top.trunk, {"label": labels[top.trunk], "children": []})
+        trunk = trunks.setdefault(top.trunk.data, {"label": labels[top.trunk.data], "children": []})
         _add(trunk["children"], top, lambda chain, best: _node(chain, best, runs, known, histories, part, metric), runs)
     return sorted(trunks.values(), key=lambda trunk: min(node["best"] for node in trunk["children"]))
+
+
+def _stand_in(text: str) -> Trunk:
+    """A trunk that stands for what is known of a run."""
+    nothing = dict.fromkeys((field.name for field in fields(Trunk)), 0)
+    return Trunk(**nothing | {"data": text, "optimizer": {"name": ""}})
 
 
 def _add(

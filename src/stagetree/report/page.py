@@ -22,7 +22,7 @@ from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.models.inference import Mistake, Network, confusion
 from stagetree.report import history, ranking, statistics, table
-from stagetree.storage.checkpoints import write_atomic
+from stagetree.storage.files import write_atomic
 from stagetree.tracking import store
 from stagetree.tracking.networks import load_network
 

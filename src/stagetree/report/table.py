@@ -15,7 +15,7 @@ from rich.text import Text
 
 from stagetree.errors import InputError
 from stagetree.report.ranking import STATUSES
-from stagetree.storage.checkpoints import write_atomic
+from stagetree.storage.files import write_atomic
 from stagetree.tracking.store import METRICS
 
 _ALWAYS_SHOWN = {"rank", "run_name", "run_id", "n"}

@@ -19,6 +19,7 @@ from stagetree.planning.descriptions import RunEntry, read_entries
 from stagetree.report.publishing import MODEL, Publisher
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import StateError
+from stagetree.storage.files import file_digest
 from stagetree.tracking import audit
 from stagetree.tracking.tracker import Tracker
 
@@ -166,7 +167,7 @@ class _Folder:
                 yield Problem(f"model of run {model.source_run_id[:8]}", "is unfinished", uid)
             elif not (folder / "MLmodel").is_file() or not weights.is_file():
                 yield Problem(f"model of run {model.source_run_id[:8]}", "its files are missing", uid)
-            elif checkpoints.file_digest(weights) != record.files.get(f"{uid}.safetensors"):
+            elif file_digest(weights) != record.files.get(f"{uid}.safetensors"):
                 yield Problem(f"model of run {model.source_run_id[:8]}", "its weights are damaged", uid)
 
     def _logged_models(self) -> "list[tuple[LoggedModel, str]]":
@@ -254,7 +255,7 @@ class _Folder:
                 if folder is None or run.tags.get("stagetree.uid") != problem.uid:
                     continue
                 weights = folder / "weights.safetensors"
-                if weights.is_file() and checkpoints.file_digest(weights) == record.files.get(name):
+                if weights.is_file() and file_digest(weights) == record.files.get(name):
                     shutil.copyfile(weights, self._checkpoints / f".{name}")
                     (self._checkpoints / f".{name}").replace(self._checkpoints / name)
         if record is None or checkpoints.damage(self._checkpoints, record):

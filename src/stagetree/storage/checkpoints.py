@@ -4,21 +4,19 @@ The JSON file is written last, each file aside and then renamed, so a checkpoint
 Files are not forced to the disk: after a power failure a digest does not match, and the state counts as absent.
 """
 
-import contextlib
 import hashlib
-import json
 import os
-import shutil
-import socket
-import time
 from collections.abc import Callable, Container, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagetree.errors import InputError
-from stagetree.tree.stage_tree import Finished, canonical_json
+from stagetree.storage.events import EpochLine
+from stagetree.storage.files import file_digest, read_sealed, write_atomic, write_sealed
+from stagetree.tree.runs import Trunk
+from stagetree.tree.stage_tree import Finished
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,25 +40,29 @@ class StateError(InputError):
         self.uid, self.what = uid, what
 
 
+OnDamage = Callable[[StateError], Any]
+"""Told of a damaged state, which counts as absent."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What a checkpoint says about its state."""
 
     uid: str
-    trunk: str
-    """Canonical JSON of all that decided the numbers but the schedule."""
+    trunk: Trunk
+    """All that decided the numbers but the schedule."""
     parent: str | None
-    history: tuple[Mapping[str, float], ...]
-    """A line an epoch from the initial weights on: `epoch` (0: before training) and its metrics."""
+    history: tuple[EpochLine, ...]
+    """A line an epoch from the initial weights on."""
     test: Mapping[str, float] | None
-    """Final figures `test/loss` and `test/acc`; `None` for a state at which no run ends."""
-    weights_sha256: str
-    """Over names, shapes and bytes of the weights."""
+    """Final metrics `test/loss` and `test/acc`; `None` for a state at which no run ends."""
+    weights_sha256: str = ""
+    """Over names, shapes and bytes of the weights; `save` fills it in."""
     partial: bool = False
     """Kept only so that a killed run can go on: within a stage, or at the end of one of very many; it goes when
     what starts from it is trained."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Digest of each file beside the record."""
+    """SHA-256 of each file beside the record; `save` fills it in."""
 
 
 def folder_of(output_dir: Path) -> Path:
@@ -80,19 +82,17 @@ def weights_digest(weights: "State | Mapping[str, np.ndarray]") -> str:
     return digest.hexdigest()
 
 
-def save(
-    folder: Path,
-    uid: str,
-    weights: "State",
-    optimizer: "State",
-    *,
-    trunk: str,
-    parent: str | None,
-    history: tuple[Mapping[str, float], ...],
-    test: Mapping[str, float] | None,
-    partial: bool = False,
-) -> Record:
-    """Write one state and return its record. Final figures that the same weights have already are kept.
+def save(folder: Path, record: Record, weights: State, optimizer: State) -> Record:
+    """Write one state. Final metrics that the same weights have already are kept.
+
+    Args:
+        folder: of the checkpoints.
+        record: what there is to say of the state, but for the digests.
+        weights: of the network.
+        optimizer: its state; empty where it keeps nothing.
+
+    Returns:
+        The record that was written.
 
     Raises:
         OSError: nothing of what was there is lost.
@@ -100,18 +100,18 @@ def save(
     from safetensors.torch import save as serialize
 
     folder.mkdir(parents=True, exist_ok=True)
-    digest = weights_digest(weights)
+    digest, test = weights_digest(weights), record.test
     if test is None:
-        before = find(folder, uid)
+        before = find(folder, record.uid)
         test = before.test if before is not None and before.weights_sha256 == digest else None
     files = {}
     for suffix, tensors in ((".safetensors", weights), (".optimizer.safetensors", optimizer)):
         if tensors:
             content = serialize(tensors)
-            files[uid + suffix] = hashlib.sha256(content).hexdigest()
-            write_atomic(folder / (uid + suffix), content)
-    record = Record(uid, trunk, parent, history, test, digest, partial, files)
-    write_sealed(folder / f"{uid}.json", vars(record))
+            files[record.uid + suffix] = hashlib.sha256(content).hexdigest()
+            write_atomic(folder / (record.uid + suffix), content)
+    record = replace(record, test=test, weights_sha256=digest, files=files)
+    write_sealed(folder / f"{record.uid}.json", vars(record) | {"trunk": record.trunk.json})
     return record
 
 
@@ -124,7 +124,8 @@ def read_record(folder: Path, uid: str) -> Record | None:
     path = folder / f"{uid}.json"
     try:
         values = read_sealed(path)
-        record = Record(**{**values, "history": tuple(values["history"])})
+        parsed = {"trunk": Trunk.from_json(values["trunk"]), "history": tuple(values["history"])}
+        record = Record(**values | parsed)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
@@ -134,9 +135,7 @@ def read_record(folder: Path, uid: str) -> Record | None:
     return record
 
 
-def find(
-    folder: Path, uid: str, *, since: float = 0.0, on_damage: Callable[[StateError], Any] = lambda _: None
-) -> Record | None:
+def find(folder: Path, uid: str, *, since: float = 0.0, on_damage: OnDamage = lambda _: None) -> Record | None:
     """Read what a checkpoint says; `None` if there is none that is whole.
 
     Args:
@@ -156,7 +155,7 @@ def find(
         return None
 
 
-def load(folder: Path, uid: str) -> tuple[Record, "State", "State"]:
+def load(folder: Path, uid: str) -> tuple[Record, State, State]:
     """Read a state: record, weights, optimizer state.
 
     Raises:
@@ -204,12 +203,6 @@ def _read_tensors(folder: Path, record: Record, suffix: str, deserialize: Callab
         raise StateError(uid, f"{path}: the checkpoint holds no tensors, {error}", f"delete {uid}.json") from None
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def damage(folder: Path, record: Record) -> StateError | None:
     """Read a state's files whole, and say which is not what its record vouches for."""
     for name, digest in record.files.items():
@@ -246,9 +239,8 @@ class _States(Set):
 
 
 def finished(
-    folder: Path, *, since: float = 0.0, without: Container[str] = (),
-    on_damage: Callable[[StateError], Any] = lambda _: None,
-) -> Finished:  # fmt: skip
+    folder: Path, *, since: float = 0.0, without: Container[str] = (), on_damage: OnDamage = lambda _: None
+) -> Finished:
     """Tell which states exist, whole, and which have final figures; each is read once, when it is asked for.
 
     Args:
@@ -271,55 +263,3 @@ def finished(
         return os.path.exists(f"{folder}/{uid}.json") and look(uid) is not None
 
     return Finished(_States(folder, exists), _States(folder, lambda uid: exists(uid) and look(uid).test is not None))
-
-
-# ---------------------------------------------------------------- files
-
-
-def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON below its own SHA-256."""
-    body = canonical_json(values)
-    write_atomic(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}\n".encode())
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote.
-
-    Raises:
-        ValueError: it is damaged.
-        FileNotFoundError: it is not there.
-    """
-    digest, _, body = path.read_bytes().partition(b"\n")
-    body = body.removesuffix(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise ValueError(f"{path}: damaged")
-    return json.loads(body)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that readers see the old file or the new one.
-
-    Raises:
-        OSError: with the path, which is as it was.
-    """
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> None:
-    """Delete what killed processes wrote aside and never renamed."""
-    for path in folder.glob(".*"):
-        with contextlib.suppress(FileNotFoundError):  # its writer lives after all, and was quicker
-            if time.time() - path.stat().st_mtime < older_than_s:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()

@@ -1,4 +1,6 @@
-"""Append-only logs of what training did: the durable truth of a sweep.
+"""Append-only logs of what training did: news for those who watch, and why something failed.
+
+The truth is in the checkpoints: losing a log loses no result, and nothing is recorded that only a log says.
 
 Each process appends to a file of its own: lines of a CRC-32 in hex, a space and a JSON object. A last line that a
 killed process left unfinished is passed over; a damaged line in the middle is refused.
@@ -9,15 +11,12 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from stagetree.errors import InputError
-
-Event = Mapping[str, Any]
-LAST = "unit_done"
-"""Kind of the event that ends the log of a unit."""
+from stagetree.storage.events import Event, UnitEnded, from_json, to_json
 
 
 class EventLog:
@@ -45,7 +44,7 @@ class EventLog:
 
 
 def _encode(event: Event) -> bytes:
-    body = json.dumps(event, separators=(",", ":")).encode()
+    body = json.dumps(to_json(event), separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
@@ -97,7 +96,8 @@ class EventReader:
                 self._damaged.add(path)
                 self._on_damage(error)
                 return
-            event = json.loads(body)
-            if event.get("kind") == LAST:  # of thousands of units few are at work
+            event = from_json(json.loads(body))
+            if isinstance(event, UnitEnded):  # of thousands of units few are at work
                 self._ended.add(path)
-            yield event
+            if event is not None:
+                yield event

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import Record
+from stagetree.storage.files import file_digest
 
 if TYPE_CHECKING:
     from stagetree.tracking.store import Metrics, Recorded
@@ -143,7 +144,7 @@ def _damaged(uri: str, run: "Recorded", record: Record) -> Iterator[str]:
 
         there = {file.path for file in MlflowClient(uri).list_artifacts(run.run_id)}
         yield from (f"artifact {name} is missing" for name in ARTIFACTS if name not in there)
-    elif (weights := folder / ARTIFACTS[0]).is_file() and checkpoints.file_digest(weights) != digest:
+    elif (weights := folder / ARTIFACTS[0]).is_file() and file_digest(weights) != digest:
         yield f"artifact {weights.name} is damaged"
 
 

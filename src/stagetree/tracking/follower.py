@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stagetree.redact import redact
 from stagetree.storage.event_log import EventReader
+from stagetree.storage.events import Event
 
 if TYPE_CHECKING:
     from stagetree.tracking.tracker import Tracker
@@ -28,7 +29,7 @@ class Listener(Protocol):
 
     def __exit__(self, *_: Any) -> None: ...
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
+    def on_event(self, event: Event) -> None:
         """Take one event of the sweep's logs."""
 
     def note(self, text: str) -> None:

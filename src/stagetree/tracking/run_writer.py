@@ -26,7 +26,7 @@ from stagetree.tracking.audit import Epochs, compare, expected, metrics_of
 from stagetree.tracking.connection import LONGEST_TAG, MOST_METRICS, MOST_PARAMS, cut, in_pieces
 from stagetree.tracking.curves import draw
 from stagetree.tree.notation import WRITTEN_OUT
-from stagetree.tree.stage_tree import canonical_json
+from stagetree.tree.runs import canonical_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

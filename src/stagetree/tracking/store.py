@@ -23,7 +23,7 @@ from stagetree.errors import InputError, choices
 from stagetree.redact import redact
 from stagetree.tracking.connection import joined, pages
 from stagetree.tree.notation import WRITTEN_OUT, brief
-from stagetree.tree.stage_tree import canonical_json
+from stagetree.tree.runs import canonical_json
 
 ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "trunk", "status", "reason", "command", "stages")
 PARAMS = ("dataset", "architecture", "n_params", "optimizer", "lrs", "epochs", "batch_size", "seed")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from stagetree.errors import InputError
 from stagetree.planning.descriptions import RunEntry
 from stagetree.storage import checkpoints
+from stagetree.storage.events import EpochEnded, Event, Failed, StateReached
 from stagetree.storage.locks import store_claims
 from stagetree.tracking.audit import Differences, examine
 from stagetree.tracking.connection import (
@@ -104,21 +105,20 @@ class Tracker:
         """Writes that are on their way."""
         return len(self._calls)
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
+    def on_event(self, event: Event) -> None:
         """Take one event of the sweep's logs; what it leads to is written later."""
-        kind = event["kind"]
-        if kind == "epoch":
-            for run in self._open(event["uid"]):
-                run.add(event["epoch"], event)
-        elif kind == "done":
-            self._verified.discard(event["uid"])  # its state was damaged, or was reached once more
-            if event["uid"] in self._runs and event["uid"] not in self._theirs:
-                self._finish_soon(self._runs[event["uid"]])
-        elif kind == "failed":
-            for run in self._open(event["uid"]):
-                if event.get("alone") and run.entry.uid != event["uid"]:
-                    continue
-                self._soon(lambda run=run: self._ending(run, lambda: run.fail(event["reason"], event["traceback"])))
+        match event:
+            case EpochEnded(uid, line):
+                for run in self._open(uid):
+                    run.add(event.epoch, line)
+            case StateReached(uid):
+                self._verified.discard(uid)  # its state was damaged, or was reached once more
+                if uid in self._runs and uid not in self._theirs:
+                    self._finish_soon(self._runs[uid])
+            case Failed(uid, reason, traceback, alone):
+                for run in self._open(uid):
+                    if not alone or run.entry.uid == uid:
+                        self._soon(lambda run=run: self._ending(run, lambda: run.fail(reason, traceback)))
 
     def _open(self, node_uid: str) -> list[RunWriter]:
         below = self._below.get(node_uid, [])

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from stagetree.models.optimizers import PackOptimizer
 from stagetree.storage.checkpoints import State
 from stagetree.training.cuda_graphs import Replayed, record_cuda
 from stagetree.training.devices import lacking
+from stagetree.tree.runs import PackKey, Settings
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,20 @@ class Split:
     val: Tensor
 
     @classmethod
-    def load(cls, folder: Path, spec: Mapping) -> "Split":
+    def load(cls, folder: Path, spec: PackKey) -> "Split":
         """Bring a prepared data set to the device that `spec`, a pack's shape, names."""
-        arrays = cache.load(folder, spec["data"])
+        arrays = cache.load(folder, spec.data)
         parts = (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels)
-        tensors = [torch.from_numpy(array).to(spec["device"]) for array in parts]
-        members = sampling.split(arrays.info.n_train, spec["val_size"], spec["val_seed"])
-        return cls(arrays.info, *tensors, *(indices.to(spec["device"]) for indices in members))
+        tensors = [torch.from_numpy(array).to(spec.device) for array in parts]
+        members = sampling.split(arrays.info.n_train, spec.val_size, spec.val_seed)
+        return cls(arrays.info, *tensors, *(indices.to(spec.device) for indices in members))
 
-    def batch(self, rows: Tensor, spec: Mapping, *, test: bool = False) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Tensor, spec: PackKey, *, test: bool = False) -> tuple[Tensor, Tensor]:
         """Gather pictures: indices `(..., b)` -> float32 `(..., b, in_features)` and labels `(..., b)`."""
         images, labels = (self.test_images, self.test_labels) if test else (self.train_images, self.train_labels)
         flat = rows.reshape(-1)
         pixels = images.index_select(0, flat).view(*rows.shape, -1)
-        return sampling.to_float(pixels, self.info, spec["mean"], spec["std"]), labels[flat].view(rows.shape)
+        return sampling.to_float(pixels, self.info, spec.mean, spec.std), labels[flat].view(rows.shape)
 
 
 class _Sums:
@@ -73,24 +74,24 @@ class _Sums:
             value.zero_()
 
 
-def prepare_device(spec: Mapping) -> None:
+def prepare_device(spec: PackKey) -> None:
     """Set what is global in torch.
 
     Raises:
         InputError: this machine lacks the device.
     """
-    device = spec["device"]
+    device = spec.device
     if said := lacking(device):
         raise InputError(said)
     if device == "cpu":
-        torch.set_num_threads(spec["threads"])
+        torch.set_num_threads(spec.threads)
         # Moments of weights that are trained no more decay to numbers that a CPU multiplies a hundred times as slowly.
         torch.set_flush_denormal(True)
-    torch.backends.cuda.matmul.allow_tf32 = spec["precision"] == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
 
 
 @contextlib.contextmanager
-def prepared_device(spec: Mapping) -> Iterator[None]:
+def prepared_device(spec: PackKey) -> Iterator[None]:
     """`prepare_device` for a time: whoever called may go on with torch in this process."""
     threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
     flushes = sys.float_info.min / 2 == 0.0  # torch does not say
@@ -109,19 +110,19 @@ def never() -> None:
 
 @torch.no_grad()
 def evaluate(
-    pack: Pack, split: Split, spec: Mapping, part: str, check: Callable[[], None] = never
+    pack: Pack, split: Split, spec: PackKey, part: str, check: Callable[[], None] = never
 ) -> list[dict[str, float]]:
     """Mean loss and accuracy of each member on `val` or `test`: `{"val/loss": ..., "val/acc": ...}`."""
     test = part == "test"
     rows = torch.arange(split.info.n_test, device=split.train.device) if test else split.val
     sums = _Sums(len(pack), split.train.device)
-    for first in range(0, len(rows), spec["eval_batch_size"]):
+    for first in range(0, len(rows), spec.eval_batch_size):
         check()
-        x, y = split.batch(rows[first : first + spec["eval_batch_size"]], spec, test=test)
+        x, y = split.batch(rows[first : first + spec.eval_batch_size], spec, test=test)
         y = y.expand(len(pack), -1)
         with _precision(spec):
             logits = pack.forward(x.expand(len(pack), -1, -1))
-        sums.add(logits.float(), y, *loss_sums(logits.float(), y, spec["loss"]))
+        sums.add(logits.float(), y, *loss_sums(logits.float(), y, spec.loss))
     return sums.means(part, len(rows))
 
 
@@ -145,11 +146,11 @@ class Training:
     """
 
     def __init__(
-        self, states: Sequence[State], optimizers: Sequence[Mapping], lrs: Sequence[float],
-        keys: Sequence[tuple[int, int]], split: Split, spec: Mapping,
+        self, states: Sequence[State], optimizers: Sequence[Settings], lrs: Sequence[float],
+        keys: Sequence[tuple[int, int]], split: Split, spec: PackKey,
     ):  # fmt: skip
         self._split, self._spec, self._device = split, spec, split.train.device
-        folded, model = spec["folded"], spec["model"]
+        folded, model = spec.folded, spec.model
         # torch.optim's fused kernels take contiguous weights only
         spaced = folded and self._device.type == "cpu"
         self.pack = Pack(
@@ -159,7 +160,7 @@ class Training:
         self.optimizer = None if folded else PackOptimizer(self.pack.parameters, optimizers, lrs)
         self._keys = list(dict.fromkeys(keys))  # members with equal keys see the same minibatches and masks
         self._members = [self._keys.index(key) for key in keys]
-        self._orders = self._keys if spec["shuffle"] else self._keys[:1]
+        self._orders = self._keys if spec.shuffle else self._keys[:1]
         self._owner = torch.tensor(self._members, device=self._device)
         self._sums = _Sums(len(states), self._device)
         self._step: Callable[..., None] = self._advance
@@ -171,7 +172,7 @@ class Training:
     @property
     def steps(self) -> int:
         """Minibatches of an epoch."""
-        return -(-len(self._split.train) // self._spec["batch_size"])
+        return -(-len(self._split.train) // self._spec.batch_size)
 
     def epoch(self, epoch: int, check: Callable[[], None] = never) -> list[dict[str, float]]:
         """Train an epoch and return each member's mean loss and accuracy over its minibatches.
@@ -184,14 +185,14 @@ class Training:
         generators = [sampling.generator(*key, "dropout", self._device) for key in keys]
         generators = [generators[member] for member in self._members]
         orders = torch.stack([
-            sampling.epoch_order(self._split.train, seed=seed, epoch=number, shuffle=self._spec["shuffle"])
+            sampling.epoch_order(self._split.train, seed=seed, epoch=number, shuffle=self._spec.shuffle)
             for seed, number in keys[: len(self._orders)]
         ])  # fmt: skip
         with self._own_stream():
             self._sums.reset()
-            for first in range(0, orders.shape[1], self._spec["batch_size"]):
+            for first in range(0, orders.shape[1], self._spec.batch_size):
                 check()
-                rows = orders[:, first : first + self._spec["batch_size"]]
+                rows = orders[:, first : first + self._spec.batch_size]
                 self._step(rows, *self.pack.masks(rows.shape[1], generators))
         return self._sums.means("train", orders.shape[1])
 
@@ -206,7 +207,7 @@ class Training:
         tape: list[Layer] = []
         with _precision(self._spec):
             logits = self.pack.forward(x, masks=masks, tape=tape)
-        loss, weight, grad = loss_gradient(logits.float(), y, self._spec["loss"])
+        loss, weight, grad = loss_gradient(logits.float(), y, self._spec.loss)
         with _precision(self._spec):
             grads = self.pack.backward(tape, grad.to(logits.dtype), self._lr)
         if self.optimizer is not None:
@@ -225,8 +226,8 @@ class Training:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
-def _precision(spec: Mapping):
-    if spec["precision"] == "bfloat16":
+def _precision(spec: PackKey):
+    if spec.precision == "bfloat16":
         # the weights change with each step: nothing of them may be kept, and a CUDA graph must not refer to it
-        return torch.autocast(spec["device"], torch.bfloat16, cache_enabled=False)
+        return torch.autocast(spec.device, torch.bfloat16, cache_enabled=False)
     return contextlib.nullcontext()

@@ -1,8 +1,7 @@
 """Measure how fast packs of a shape train: the real steps, on the real data, for some hundredths of a second a size."""
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from stagetree.models.mlp import Pack, initial_state
 from stagetree.training import throughput
 from stagetree.training.epochs import Split, Training, evaluate, never, prepared_device
 from stagetree.training.throughput import SLOW_S, Speed
+from stagetree.tree.runs import PackKey, Settings
 from stagetree.tree.stage_tree import Node
 
 STEPS = 5
@@ -20,7 +20,7 @@ LR = 1e-3
 
 
 def measured(
-    output_dir: Path, node: Node, wanted: int, load: Callable[[Mapping], Split], check: Callable[[], None] = never
+    output_dir: Path, node: Node, wanted: int, load: Callable[[PackKey], Split], check: Callable[[], None] = never
 ) -> Speed:
     """Look up how fast packs of a node's shape train, or measure it, up to packs of `wanted` members.
 
@@ -34,29 +34,29 @@ def measured(
     Raises:
         InputError: this machine lacks the device.
     """
-    known = throughput.find(output_dir, node.shape)
-    if known is None or not known.decides(throughput.most_members(json.loads(node.shape), wanted)):
+    known = throughput.find(output_dir, node.pack_key)
+    if known is None or not known.decides(throughput.most_members(node.pack_key, wanted)):
         known = measure(node, wanted, load, check, known)
-        throughput.keep(output_dir, node.shape, known)
+        throughput.keep(output_dir, node.pack_key, known)
     return known
 
 
 def measure(
-    node: Node, wanted: int, load: Callable[[Mapping], Split], check: Callable[[], None] = never,
+    node: Node, wanted: int, load: Callable[[PackKey], Split], check: Callable[[], None] = never,
     known: Speed | None = None,
 ) -> Speed:  # fmt: skip
     """Measure packs of a node's shape, beyond what is known: doubled as long as that pays and there are members."""
-    spec, optimizer = json.loads(node.shape), json.loads(node.trunk)["optimizer"]
+    spec, optimizer = node.pack_key, node.trunk.optimizer
     wanted = throughput.most_members(spec, wanted)
     with prepared_device(spec):
         return _measure(spec, optimizer, wanted, load(spec), check, known)
 
 
 def _measure(
-    spec: Mapping, optimizer: Mapping, wanted: int, split: Split, check: Callable[[], None], known: Speed | None
+    spec: PackKey, optimizer: Settings, wanted: int, split: Split, check: Callable[[], None], known: Speed | None
 ) -> Speed:
-    few = replace(split, train=split.train[: STEPS * spec["batch_size"]])
-    state = initial_state(0, split.info.in_features, len(split.info.classes), spec["model"])
+    few = replace(split, train=split.train[: STEPS * spec.batch_size])
+    state = initial_state(0, split.info.in_features, len(split.info.classes), spec.model)
 
     def training(size: int) -> Training:
         keys = [(seed, 0) for seed in range(size)]
@@ -84,9 +84,9 @@ def _step_s(training: Training, check: Callable[[], None]) -> float:
     return min(times)
 
 
-def _picture_s(pack: Pack, split: Split, spec: Mapping, check: Callable[[], None]) -> float:
+def _picture_s(pack: Pack, split: Split, spec: PackKey, check: Callable[[], None]) -> float:
     """Time the evaluation of a picture."""
-    few = replace(split, val=split.train[: spec["eval_batch_size"]])
+    few = replace(split, val=split.train[: spec.eval_batch_size])
     times = []
     for _ in range(PASSES):
         started = time.perf_counter()

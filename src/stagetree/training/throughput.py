@@ -5,16 +5,15 @@ Nothing here decides a number of a run: a pack's size changes when its members a
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from stagetree.storage.checkpoints import read_sealed, write_sealed
+from stagetree.storage.files import read_sealed, write_sealed
+from stagetree.tree.runs import PackKey
 
 GAIN = 0.05
 """Share of a member's time that is not worth a larger pack."""
@@ -59,29 +58,29 @@ class Speed:
         return (1 - share) * self.steps[below] + share * self.steps[above]
 
 
-def most_members(shape: Mapping[str, Any], wanted: int) -> int:
-    """How many of `wanted` members of a shape may train side by side at all, for their memory."""
-    return max(1, min(wanted, LARGEST, PACK_BYTES // (16 * shape["n_params"])))
+def most_members(key: PackKey, wanted: int) -> int:
+    """How many of `wanted` members of a pack key may train side by side at all, for their memory."""
+    return max(1, min(wanted, LARGEST, PACK_BYTES // (16 * key.n_params)))
 
 
-def find(output_dir: Path, shape: str) -> Speed | None:
-    """What was measured of a shape on this machine, if anything."""
+def find(output_dir: Path, key: PackKey) -> Speed | None:
+    """What was measured of a pack key on this machine, if anything."""
     try:
-        values = read_sealed(_path(output_dir, shape))
+        values = read_sealed(_path(output_dir, key))
     except (OSError, ValueError):
         return None
     return Speed({int(size): seconds for size, seconds in values["steps"].items()}, values["picture_s"])
 
 
-def keep(output_dir: Path, shape: str, speed: Speed) -> None:
+def keep(output_dir: Path, key: PackKey, speed: Speed) -> None:
     """Remember what was measured, if the disk can be written."""
-    path = _path(output_dir, shape)
-    values = {"steps": speed.steps, "picture_s": speed.picture_s, "shape": json.loads(shape)}
+    path = _path(output_dir, key)
+    values = {"steps": speed.steps, "picture_s": speed.picture_s, "shape": key.settings}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(path, values)
 
 
-def _path(output_dir: Path, shape: str) -> Path:
+def _path(output_dir: Path, key: PackKey) -> Path:
     machine = f"{platform.node()} {platform.machine()} {os.cpu_count()} torch {metadata.version('torch')}"
-    return output_dir / "speeds" / f"{hashlib.sha256(f'{machine} {shape}'.encode()).hexdigest()[:16]}.json"
+    return output_dir / "speeds" / f"{hashlib.sha256(f'{machine} {key.json}'.encode()).hexdigest()[:16]}.json"

@@ -4,29 +4,33 @@ State passes from a node to its children through checkpoints alone, so a fork, a
 another process are the same thing. What happens is told to an event log; nothing here knows of MLflow or Hydra.
 """
 
-import json
 import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from stagetree.errors import Stopped
 from stagetree.models.mlp import initial_state
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import State
 from stagetree.storage.event_log import EventLog
+from stagetree.storage.events import EpochEnded, EpochLine, Failed, PackBegan, StateReached
 from stagetree.storage.locks import Claims, store_claims
-from stagetree.storage.tasks import Settings
+from stagetree.storage.unit_files import UnitSettings
 from stagetree.training.epochs import Split, Training, evaluate, never, prepared_device
 from stagetree.training.measurement import measured
+from stagetree.tree.runs import PackKey
 from stagetree.tree.stage_tree import Node
 
 QUICK_S = 0.3
 """An epoch that is shorter is ended when training is to stop; a longer one is broken off, and begins again later."""
 
 
-class Trainer:
+class PackTrainer:
     """Trains packs for one unit; keeps the data on the device between them.
 
     Args:
@@ -35,14 +39,14 @@ class Trainer:
         check: called often; raises `Stopped` when training is to end.
     """
 
-    def __init__(self, settings: Settings, log: EventLog, check: Callable[[], None]):
+    def __init__(self, settings: UnitSettings, log: EventLog, check: Callable[[], None]):
         self.settings, self.log, self.check = settings, log, check
         self.folder = checkpoints.folder_of(Path(settings.output_dir))
         self._claims = store_claims(Path(settings.output_dir))
-        self._splits: dict[str, Split] = {}
+        self._splits: dict[tuple, Split] = {}
 
     def largest_pack(self, nodes: Sequence[Node]) -> int:
-        """Most of these nodes, of one shape, that train well together."""
+        """Most of these nodes, of one pack key, that train well together."""
         if self.settings.pack_size != "auto":
             return int(self.settings.pack_size)
         if len(nodes) == 1:
@@ -50,7 +54,7 @@ class Trainer:
         return measured(Path(self.settings.output_dir), nodes[0], len(nodes), self._split, self.check).best
 
     def attempt(self, nodes: Sequence[Node]) -> dict[str, str]:
-        """Train nodes of one shape side by side; what fails is found by halving the pack.
+        """Train nodes of one pack key side by side; what fails is found by halving the pack.
 
         Returns:
             The reason for each uid that failed.
@@ -71,26 +75,25 @@ class Trainer:
 
     def fail(self, node: Node, reason: str, trace: str = "", *, alone: bool = False) -> str:
         """Tell why a node failed; `alone`: its state was reached, so that what starts from it goes on."""
-        event = {"kind": "failed", "uid": node.uid, "reason": reason, "traceback": trace}
-        self.log.append(event | {"alone": True} if alone else event)
+        self.log.append(Failed(node.uid, reason, trace, alone))
         return reason
 
-    def _split(self, spec: Mapping) -> Split:
-        key = json.dumps([spec["data"], spec["val_size"], spec["val_seed"], spec["device"]])
+    def _split(self, spec: PackKey) -> Split:
+        key = (spec.data, spec.val_size, spec.val_seed, spec.device)
         if key not in self._splits:
-            self._splits[key] = Split.load(Path(self.settings.data[spec["data"]]), spec)
+            self._splits[key] = Split.load(Path(self.settings.data[spec.data]), spec)
         return self._splits[key]
 
     def _train(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Train each node's epochs, telling the log, and keep the states reached."""
-        spec = json.loads(nodes[0].shape)
+        spec = nodes[0].pack_key
         with prepared_device(spec):
             return self._train_prepared(nodes, spec)
 
-    def _train_prepared(self, nodes: Sequence[Node], spec: Mapping) -> dict[str, str]:
+    def _train_prepared(self, nodes: Sequence[Node], spec: PackKey) -> dict[str, str]:
         members = _Members(nodes, spec, self._split(spec), self.folder, self._claims)
         parts = ["val"] * (len(members.split.val) > 0) + ["test"] * self.settings.test_every_epoch
-        self.log.append({"kind": "pack", "uids": [node.uid for node in nodes], "epochs": nodes[0].epochs})
+        self.log.append(PackBegan(tuple(node.uid for node in nodes), nodes[0].epochs))
         if parts and any(node.parent is None for node in nodes):
             for k, metrics in enumerate(members.evaluate(parts)):
                 if nodes[k].parent is None:
@@ -106,8 +109,9 @@ class Trainer:
                 self.check()
                 trained, evaluated = members.train_epoch(epoch, never if quick else self.check), members.evaluate(parts)
             except Stopped:
-                if epoch:
+                if before:
                     members.restore(before)
+                if epoch:
                     members.save_partials(epoch, failed)
                 raise
             took = time.perf_counter() - started
@@ -139,13 +143,13 @@ class Trainer:
             if reason:
                 self.fail(node, reason, alone=True)
             else:
-                self.log.append({"kind": "done", "uid": node.uid})
+                self.log.append(StateReached(node.uid))
         members.remove_partials()
         return failed
 
-    def _record(self, members: "_Members", k: int, line: Mapping[str, float]) -> None:
+    def _record(self, members: "_Members", k: int, line: EpochLine) -> None:
         members.histories[k].append(line)
-        self.log.append({"kind": "epoch", "uid": members.nodes[k].uid, **line})
+        self.log.append(EpochEnded(members.nodes[k].uid, line))
 
 
 def _diverged(metrics: Mapping[str, float], epoch: int, lr: float) -> str:
@@ -158,37 +162,46 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+@dataclass(frozen=True)
+class PackState:
+    """What training changes of a pack."""
+
+    weights: Sequence[Tensor]
+    """The pack's stacked parameters, `(K, ...)` each."""
+    optimizer: Sequence[State]
+    """Of each member; empty where the optimizer keeps nothing."""
+
+
 class _Members:
     """Nodes that train side by side: their weights, optimizer and histories, from their starting states on."""
 
-    def __init__(self, nodes: Sequence[Node], spec: Mapping, split: Split, folder: Path, claims: Claims):
+    def __init__(self, nodes: Sequence[Node], spec: PackKey, split: Split, folder: Path, claims: Claims):
         self.nodes, self.spec, self.split, self.folder, self._claims = nodes, spec, split, folder, claims
-        self.histories: list[list[Mapping[str, float]]] = []
-        seeds = [json.loads(node.trunk)["seed"] for node in nodes]
+        self.histories: list[list[EpochLine]] = []
         self._partials: set[str] = set()
         weights, states = [], []
-        for node, seed in zip(nodes, seeds, strict=True):
-            history, weight, state = self._start(node, seed)
+        for node in nodes:
+            history, weight, state = self._start(node)
             self.histories.append(history)
             weights.append(weight)
             states.append(state)
-        settings = [json.loads(node.trunk)["optimizer"] for node in nodes]
-        keys = [(seed, node.first_epoch) for node, seed in zip(nodes, seeds, strict=True)]
+        settings = [node.trunk.optimizer for node in nodes]
+        keys = [(node.trunk.seed, node.first_epoch) for node in nodes]
         self._training = Training(weights, settings, [node.lr for node in nodes], keys, split, spec)
         self.pack, self._optimizer = self._training.pack, self._training.optimizer
         if self._optimizer:
             for k, state in enumerate(states):
                 self._optimizer.load(k, state)
 
-    def _start(self, node: Node, seed: int) -> tuple[list, State, State]:
+    def _start(self, node: Node) -> tuple[list[EpochLine], State, State]:
         """History, weights and optimizer state that a node starts from."""
         if node.parent is None:
             info = self.split.info
-            return [], initial_state(seed, info.in_features, len(info.classes), self.spec["model"]), {}
+            return [], initial_state(node.trunk.seed, info.in_features, len(info.classes), self.spec.model), {}
         record, weights, state = checkpoints.load(self.folder, node.parent)
         if record.partial:
             self._partials.add(node.parent)
-        fresh = node.starts_stage and self.spec["reset_optimizer"]
+        fresh = node.starts_stage and self.spec.reset_optimizer
         return list(record.history), weights, {} if fresh else state
 
     def train_epoch(self, epoch: int, check: Callable[[], None]) -> list[dict[str, float]]:
@@ -203,29 +216,25 @@ class _Members:
                 own |= more
         return metrics
 
-    def copy(self) -> list:
+    def copy(self) -> PackState:
         """Copy what training changes, for `restore`."""
         weights = [parameter.clone() for parameter in self.pack.parameters]
         states = [self._optimizer.state(k) for k in range(len(self.nodes))] if self._optimizer else []
-        return [weights, states]
+        return PackState(weights, states)
 
-    def restore(self, copied: list | None) -> None:
-        """Go back to what `copy` took, if anything."""
-        if copied is None:
-            return
-        weights, states = copied
-        for parameter, value in zip(self.pack.parameters, weights, strict=True):
+    def restore(self, before: PackState) -> None:
+        """Go back to what `copy` took."""
+        for parameter, value in zip(self.pack.parameters, before.weights, strict=True):
             parameter.copy_(value)
-        for k, state in enumerate(states):
+        for k, state in enumerate(before.optimizer):
             self._optimizer.load(k, state)
 
     def save(self, k: int, uid: str, *, test: Mapping[str, float] | None = None, partial: bool = False) -> None:
         """Keep a member's state as it is now."""
-        state = self._optimizer.state(k) if self._optimizer else {}
-        checkpoints.save(
-            self.folder, uid, self.pack.state(k), state, trunk=self.nodes[k].trunk, parent=self.nodes[k].parent,
-            history=tuple(self.histories[k]), test=test, partial=partial,
-        )  # fmt: skip
+        node, history = self.nodes[k], tuple(self.histories[k])
+        record = checkpoints.Record(uid, node.trunk, node.parent, history, test, partial=partial)
+        optimizer_state = self._optimizer.state(k) if self._optimizer else {}
+        checkpoints.save(self.folder, record, self.pack.state(k), optimizer_state)
 
     def save_end(self, k: int, test: Mapping[str, float] | None) -> None:
         """Keep the state that a member's node leads to."""

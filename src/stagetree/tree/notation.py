@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stagetree.tree.stage_tree import Stage
+from stagetree.tree.runs import Stage
 
 LARGEST_LR = 1e38
 NOTATION = "write stages as [[20, 1e-1], [10, 1e-3]]"

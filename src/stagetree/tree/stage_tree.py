@@ -6,92 +6,17 @@ skipping what is finished and extending it are therefore one operation: start fr
 (The stage tree is Shin et al., "Hippo", arXiv 2006.11972.)
 """
 
-import hashlib
-import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import groupby
 from typing import Any
+
+from stagetree.tree.runs import PackKey, Prefixes, Run, Stage, Stages, Trunk
 
 LONGEST_CHAIN = 8
 """Stages one after the other that people see as a line each; more are one line."""
 KEPT = 100
 """Stages of which each end is kept; after that each hundredth, since a state holds its whole history."""
-FORMAT = 2
-"""Part of every uid: raised when the same configuration would give other numbers."""
-
-
-def canonical_json(value: Any) -> str:
-    """Text that is equal exactly when the values are: sorted keys, no spaces, shortest floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-@dataclass(frozen=True, order=True)
-class Stage:
-    """One learning rate held for a number of epochs."""
-
-    epochs: int
-    lr: float
-
-
-Stages = tuple[Stage, ...]
-
-
-def prefix_uid(trunk: str, stages: Stages) -> str:
-    """Identify the state that training `stages` on `trunk` leads to: 64 hex digits, the same on every machine."""
-    pairs = [[stage.epochs, float(stage.lr)] for stage in stages]
-    text = f'{{"format":{FORMAT},"stages":{canonical_json(pairs)},"trunk":{trunk}}}'
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class Way:
-    """The states that one run passes, by their uids.
-
-    Each is found by hashing what it has more than the one before: all prefixes of 10,000 stages take 0.1 s so, and a
-    minute by `prefix_uid`.
-
-    Args:
-        trunk: of the run.
-        stages: of the run.
-    """
-
-    def __init__(self, trunk: str, stages: Stages):
-        self.trunk, self.stages = trunk, stages
-        self._hashes = [hashlib.sha256(f'{{"format":{FORMAT},"stages":['.encode())]  # before each stage
-
-    def __reduce__(self):
-        return Way, (self.trunk, self.stages)
-
-    def uid(self, depth: int, epochs: int) -> str:
-        """Identify the state after `depth` stages, at least 1, the last of them trained for `epochs`."""
-        while len(self._hashes) < depth:
-            stage = self.stages[len(self._hashes) - 1]
-            self._hashes.append(self._hashes[-1].copy())
-            self._hashes[-1].update(f"{canonical_json([stage.epochs, float(stage.lr)])},".encode())
-        found = self._hashes[depth - 1].copy()
-        pair = canonical_json([epochs, float(self.stages[depth - 1].lr)])
-        found.update(f'{pair}],"trunk":{self.trunk}}}'.encode())
-        return found.hexdigest()
-
-
-@dataclass(frozen=True)
-class Run:
-    """One full configuration."""
-
-    trunk: str
-    """Canonical JSON of all that decides the numbers but the schedule."""
-    shape: str
-    """Canonical JSON of what runs must have in common to train side by side."""
-    stages: Stages
-
-    @cached_property
-    def uid(self) -> str:
-        return prefix_uid(self.trunk, self.stages)
-
-    @cached_property
-    def way(self) -> Way:
-        return Way(self.trunk, self.stages)
 
 
 @dataclass(frozen=True)
@@ -102,9 +27,7 @@ class Node:
     """Of the state it leads to."""
     parent: str | None
     """Uid of the state it starts from; `None`: initial weights."""
-    trunk: str
-    shape: str
-    way: Way = field(compare=False, repr=False)
+    prefixes: Prefixes = field(compare=False, repr=False)
     """Of a run that passes here; shared between nodes, since each would have a long schedule of its own."""
     depth: int
     """Stages that are trained once this node is, the last in whole or in part."""
@@ -121,13 +44,21 @@ class Node:
     children: tuple["Node", ...] = ()
 
     @property
+    def trunk(self) -> Trunk:
+        return self.prefixes.trunk
+
+    @property
+    def pack_key(self) -> PackKey:
+        return self.trunk.pack_key
+
+    @property
     def stages(self) -> Stages:
         """All that is trained once this node is; the last may be part of a longer stage."""
-        return (*self.way.stages[: self.depth - 1], Stage(self.end, self.lr))
+        return (*self.prefixes.stages[: self.depth - 1], Stage(self.end, self.lr))
 
     @property
     def lr(self) -> float:
-        return self.way.stages[self.depth - 1].lr
+        return self.prefixes.stages[self.depth - 1].lr
 
     @property
     def first_epoch(self) -> int:
@@ -140,7 +71,7 @@ class Node:
 
     def uid_before(self, epochs: int) -> str:
         """Identify the state of its last stage that is so many epochs before its own."""
-        return self.way.uid(self.depth, self.end - epochs)
+        return self.prefixes.uid(self.depth, self.end - epochs)
 
     def chain(self) -> list["Node"]:
         """This node and those below it up to the first at which the tree forks or a run ends."""
@@ -158,30 +89,27 @@ class Node:
             stack.extend(reversed(node.children))
 
 
-_PLAIN = ("uid", "parent", "trunk", "shape", "depth", "end", "last_epoch", "epochs", "final", "kept")
+_PLAIN = ("uid", "parent", "depth", "end", "last_epoch", "epochs", "final", "kept")
 
 
 def nodes_to_json(nodes: Iterable[Node]) -> dict[str, Any]:
-    """Plain values without the children; `nodes_from_json` reads them. Nodes of one run name its schedule once."""
-    ways: dict[int, tuple[int, Way]] = {}
+    """Write nodes without their children as plain values; those of one run name its trunk and schedule once."""
+    runs: dict[int, tuple[int, Prefixes]] = {}
     lines = []
     for node in nodes:
-        place, _ = ways.setdefault(id(node.way), (len(ways), node.way))
-        lines.append({name: getattr(node, name) for name in _PLAIN} | {"schedule": place})
-    schedules = [[[stage.epochs, stage.lr] for stage in way.stages] for _, way in ways.values()]
-    return {"schedules": schedules, "nodes": lines}
+        place, _ = runs.setdefault(id(node.prefixes), (len(runs), node.prefixes))
+        lines.append({name: getattr(node, name) for name in _PLAIN} | {"run": place})
+    pairs = [[[[stage.epochs, stage.lr] for stage in run.stages], run.trunk.json] for _, run in runs.values()]
+    return {"runs": pairs, "nodes": lines}
 
 
 def nodes_from_json(values: Mapping[str, Any]) -> list[Node]:
-    """Read what `nodes_to_json` made."""
-    schedules = [tuple(Stage(epochs, lr) for epochs, lr in pairs) for pairs in values["schedules"]]
-    ways: dict[tuple[int, str], Way] = {}
-    nodes = []
-    for line in values["nodes"]:
-        place, trunk = line["schedule"], line["trunk"]
-        way = ways.setdefault((place, trunk), Way(trunk, schedules[place]))
-        nodes.append(Node(**{name: line[name] for name in _PLAIN}, way=way))
-    return nodes
+    """Read what `nodes_to_json` wrote."""
+    runs = [
+        Prefixes(Trunk.from_json(trunk), tuple(Stage(epochs, lr) for epochs, lr in pairs))
+        for pairs, trunk in values["runs"]
+    ]
+    return [Node(**{name: line[name] for name in _PLAIN}, prefixes=runs[line["run"]]) for line in values["nodes"]]
 
 
 @dataclass(frozen=True)
@@ -216,8 +144,10 @@ class StageTree:
             runs: of any trunks and shapes.
             share: `False` trains each run by itself, from its initial weights.
         """
-        distinct = sorted({run.uid: run for run in runs}.values(), key=lambda run: (run.shape, run.trunk, run.stages))
-        groups = [list(g) for _, g in groupby(distinct, key=lambda r: r.trunk)] if share else [[r] for r in distinct]
+        distinct = sorted({run.uid: run for run in runs}.values(), key=_order)
+        groups = [[run] for run in distinct]
+        if share:
+            groups = [list(alike) for _, alike in groupby(distinct, key=lambda run: run.trunk.json)]
         return cls(tuple(root for group in groups for root in _grow(group, thin=share)))
 
     def remaining(self, finished: Finished) -> "StageTree":
@@ -227,6 +157,10 @@ class StageTree:
             below = [one for child in node.children for one in left.pop(id(child))]
             left[id(node)] = _remaining(node, below, finished)
         return StageTree(tuple(one for root in self.roots for one in left[id(root)]))
+
+
+def _order(run: Run) -> tuple[str, str, Stages]:
+    return run.trunk.pack_key.json, run.trunk.json, run.stages
 
 
 # No function here calls itself: each stage would be a call, and schedules have thousands.
@@ -242,7 +176,7 @@ def _grow(runs: Sequence[Run], *, thin: bool) -> list[Node]:
         runs: of one trunk.
         thin: whether states go that nothing else starts from; the runs of another root may, where nothing is shared.
     """
-    made: list[dict[str, Any]] = []
+    made: list[Node] = []
     above: list[int] = []
     growing = _forks(runs, 0, -1)[::-1]
     while growing:
@@ -250,19 +184,24 @@ def _grow(runs: Sequence[Run], *, thin: bool) -> list[Node]:
         end = min(run.stages[depth].epochs for run in alike)
         ending = [run for run in alike if run.stages[depth].epochs == end]
         longer = [run for run in alike if run.stages[depth].epochs > end]
-        way, parent = alike[0].way, made[place] if place >= 0 else None
+        parent = made[place] if place >= 0 else None
+        node = Node(
+            uid=alike[0].prefixes.uid(depth + 1, end),
+            parent=parent and parent.uid,
+            prefixes=alike[0].prefixes,
+            depth=depth + 1,
+            end=end,
+            last_epoch=(parent.last_epoch if parent else 0) + end - done,
+            epochs=end - done,
+            final=any(len(run.stages) == depth + 1 for run in ending),
+        )
         above.append(place)
-        made.append({
-            "uid": way.uid(depth + 1, end), "parent": parent and parent["uid"], "trunk": way.trunk,
-            "shape": alike[0].shape, "way": way, "depth": depth + 1, "end": end, "epochs": end - done,
-            "last_epoch": (parent["last_epoch"] if parent else 0) + end - done,
-            "final": any(len(run.stages) == depth + 1 for run in ending),
-        })  # fmt: skip
+        made.append(node)
         here = len(made) - 1
         growing += ([(longer, depth, end, here)] if longer else []) + _forks(ending, depth + 1, here)[::-1]
     below: list[list[Node]] = [[] for _ in range(len(made) + 1)]  # the last: roots
     for place in reversed(range(len(made))):
-        node = Node(**made[place], children=tuple(below[place]))
+        node = replace(made[place], children=tuple(below[place]))
         passed = thin and not node.final and len(node.children) == 1 and node.depth > KEPT and node.depth % KEPT
         below[above[place]].insert(0, replace(node, kept=False) if passed else node)
     return below[-1]
@@ -305,16 +244,14 @@ def path_to(node: Node, finished: Finished) -> list[Node]:
     path: list[Node] = []
     final, last = node.final, node.last_epoch
     for depth in range(node.depth, 0, -1):
-        stage, own = node.way.stages[depth - 1], depth == node.depth
+        stage, own = node.prefixes.stages[depth - 1], depth == node.depth
         end = node.end if own else stage.epochs
-        uid, before = node.way.uid(depth, end), node.way.stages[depth - 2].epochs if depth > 1 else 0
+        uid, before = node.prefixes.uid(depth, end), node.prefixes.stages[depth - 2].epochs if depth > 1 else 0
         if uid in finished.states and not (own and final and uid not in finished.tested):
             break
-        parent = node.way.uid(depth - 1, before) if depth > 1 else None
-        one = replace(
-            node, uid=uid, parent=parent, depth=depth, end=end, epochs=end, last_epoch=last, final=final and own,
-            children=(),
-        )  # fmt: skip
+        parent = node.prefixes.uid(depth - 1, before) if depth > 1 else None
+        reached = {"uid": uid, "parent": parent, "depth": depth, "end": end, "epochs": end, "last_epoch": last}
+        one = replace(node, **reached, final=final and own, children=())
         left, parent = _left(one, end, parent, finished)
         path.append(replace(one, epochs=left, parent=parent))
         if left < end:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from stagetree.tree.runs import PackKey, Stages
 from stagetree.tree.stage_tree import Node, StageTree
 
 Unit = tuple[Node, ...]
@@ -15,9 +16,9 @@ each fills packs, and is that long, since a worker may have to be started for it
 
 
 def cut_units(
-    tree: StageTree, workers: int, epoch_cost: Mapping[str, float], packs: Mapping[str, int] | None = None
+    tree: StageTree, workers: int, epoch_cost: Mapping[PackKey, float], packs: Mapping[PackKey, int] | None = None
 ) -> list[Unit]:
-    """Divide the tree between workers, neighbours in shape together, so that packs stay large.
+    """Divide the tree between workers, equal pack keys together, so that packs stay large.
 
     A subtree that is more than one worker's share, or a large part of it with enough leaves to fill several packs, is
     cut at its first fork. What is below goes to units of its own, which can start once that trunk is trained, whatever
@@ -26,8 +27,8 @@ def cut_units(
     Args:
         tree: what is to be trained.
         workers: units that run at a time, at least 1.
-        epoch_cost: work of an epoch of each shape, in any unit.
-        packs: members that train well together, by shape, if that is known; `epoch_cost` is in seconds then.
+        epoch_cost: work of an epoch for each pack key, in any unit.
+        packs: members that train well together, by pack key, if that is known; `epoch_cost` is in seconds then.
 
     Returns:
         Units in an order in which they can be started: what others wait for comes first, the longest way to go ahead.
@@ -36,7 +37,7 @@ def cut_units(
     def weigh(root: Node) -> tuple[float, int]:
         cost, leaves = 0.0, 0
         for node in root.walk():
-            cost += node.epochs * epoch_cost[node.shape]
+            cost += node.epochs * epoch_cost[node.pack_key]
             leaves += not node.children
         return cost, leaves
 
@@ -52,7 +53,7 @@ def cut_units(
             whole = []
             for root, (cost, leaves) in zip(family, own, strict=True):
                 trunk, below = _first_fork(root)
-                full = leaves // packs[root.shape] if packs else 0
+                full = leaves // packs[root.pack_key] if packs else 0
                 large = workers > 1 and full >= MOST_PIECES and cost > max(share / MOST_PIECES, PIECE_S)
                 if len(below) > 1 and (cost > share or large):
                     trunks.append((cost, trunk, (below, workers if cost > share else min(workers, full))))
@@ -83,18 +84,23 @@ def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
     return top, below
 
 
-def _pieces(roots: Sequence[tuple[Node, float, int]], parts: int, packs: Mapping[str, int]) -> int:
+def _pieces(roots: Sequence[tuple[Node, float, int]], parts: int, packs: Mapping[PackKey, int]) -> int:
     """How many units each part of the roots, with their costs and leaves, is best divided into."""
-    full = max((packs[root.shape] for root, _, _ in roots), default=1)
+    full = max((packs[root.pack_key] for root, _, _ in roots), default=1)
     seconds = sum(cost for _, cost, _ in roots) / parts
     # either packs are full at the roots already, or what is below fills so many that these few do not matter
     filled = max(len(roots), sum(leaves for _, _, leaves in roots) // MOST_PIECES) // (parts * full)
     return max(1, min(MOST_PIECES, filled, len(roots) // parts, int(seconds / PIECE_S)))
 
 
+def _order(root: tuple[Node, float, int]) -> tuple[str, int, str, Stages]:
+    node = root[0]
+    return node.pack_key.json, node.epochs, node.trunk.json, node.stages
+
+
 def _balance(roots: Sequence[tuple[Node, float, int]], parts: int) -> list[Unit]:
-    """Slice the roots, sorted by shape so that packs stay together, into units of equal cost."""
-    ordered = sorted(roots, key=lambda root: (root[0].shape, root[0].epochs, root[0].trunk, root[0].stages))
+    """Slice the roots, sorted by pack key so that packs stay together, into units of equal cost."""
+    ordered = sorted(roots, key=_order)
     share = sum(cost for _, cost, _ in ordered) / parts or 1.0
     slices: dict[int, list[Node]] = {}
     before = 0.0
@@ -106,15 +112,15 @@ def _balance(roots: Sequence[tuple[Node, float, int]], parts: int) -> list[Unit]
 
 
 def next_pack(ready: Sequence[Node], largest: Callable[[Sequence[Node]], int]) -> list[Node]:
-    """Choose the nodes to train side by side next: the most that have shape and length in common.
+    """Choose the nodes to train side by side next: the most that have pack key and length in common.
 
     Args:
         ready: nodes whose starting state exists; at least one.
         largest: most members of a pack of such nodes.
     """
-    groups: dict[tuple[str, int], list[Node]] = {}
+    groups: dict[tuple[PackKey, int], list[Node]] = {}
     for node in ready:
-        groups.setdefault((node.shape, node.epochs), []).append(node)
+        groups.setdefault((node.pack_key, node.epochs), []).append(node)
     members = max(groups.values(), key=len)
     return even_packs(members, largest(members))[0]
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from stagetree.storage.tasks import mark_ended, take_unit
+from stagetree.storage.unit_files import mark_ended, take_unit
 
 AFTER = {"trunk": (), "whole": (), "left": ("trunk",), "right": ("trunk",)}
 

@@ -1,4 +1,4 @@
-"""A unit's task on disk, so that a worker in any process on any machine finds it, again after a crash."""
+"""A unit on disk, so that a worker in any process on any machine finds it, again after a crash."""
 
 import contextlib
 import os
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagetree.errors import InputError
-from stagetree.storage.checkpoints import read_sealed, write_sealed
+from stagetree.storage.files import read_sealed, write_sealed
 from stagetree.tree.stage_tree import Node, nodes_from_json, nodes_to_json
 
 
 @dataclass(frozen=True)
-class Settings:
+class UnitSettings:
     """What a unit needs to know beside its nodes; none of it decides a number."""
 
     output_dir: str
@@ -33,12 +33,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker finds on disk."""
+class UnitFile:
+    """What a worker reads of its unit."""
 
     nodes: list[Node]
     """Parents first, without their children."""
-    settings: Settings
+    settings: UnitSettings
     after: tuple[str, ...] = ()
     """Units of the same launch that train the states where this one starts."""
 
@@ -48,16 +48,16 @@ class UnseenError(InputError):
 
 
 def write_unit(
-    folder: Path, unit_id: str, roots: Iterable[Node], settings: Settings, after: Collection[str] = ()
+    folder: Path, unit_id: str, roots: Iterable[Node], settings: UnitSettings, after: Collection[str] = ()
 ) -> None:
-    """Write `folder/units/<unit_id>.json`, a `Task` of whole subtrees."""
+    """Write `folder/units/<unit_id>.json`, a `UnitFile` of whole subtrees."""
     nodes = nodes_to_json(node for root in roots for node in root.walk())
     path = _path(folder, unit_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(path, {"settings": vars(settings), "nodes": nodes, "after": sorted(after)})
 
 
-def read_unit(folder: Path, unit_id: str) -> Task:
+def read_unit(folder: Path, unit_id: str) -> UnitFile:
     """Read what `write_unit` wrote.
 
     Raises:
@@ -74,7 +74,7 @@ def read_unit(folder: Path, unit_id: str) -> Task:
         values = read_sealed(path)
     except (ValueError, FileNotFoundError):
         raise InputError(f"{path}: the unit is missing or damaged (run the same command again)") from None
-    return Task(nodes_from_json(values["nodes"]), Settings(**values["settings"]), tuple(values["after"]))
+    return UnitFile(nodes_from_json(values["nodes"]), UnitSettings(**values["settings"]), tuple(values["after"]))
 
 
 def take_unit(folder: Path, after: Mapping[str, Collection[str]], is_busy: Callable[[str], bool]) -> str | None:

@@ -1,0 +1,69 @@
+"""A plan in counts, runs and units: what `plan --json` prints, and what `watch` reads of a launch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A distinct run of a plan."""
+
+    uid: str
+    name: str
+    stages: tuple[tuple[int, float], ...]
+    """Epochs and learning rate of each."""
+    finished: bool
+
+
+@dataclass(frozen=True)
+class NodeSummary:
+    """A node that is to be trained."""
+
+    uid: str
+    parent: str | None
+    epochs: int
+    lr: float
+    final: bool
+
+
+@dataclass(frozen=True)
+class UnitSummary:
+    """A unit of a plan."""
+
+    after: tuple[int, ...]
+    """Places of the units that it waits for."""
+    nodes: tuple[NodeSummary, ...]
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a sweep would train."""
+
+    sweep: str
+    """Its id."""
+    points: int
+    """Of the grid."""
+    duplicates: int
+    """Points that are the same run as another."""
+    finished: int
+    """Runs that are."""
+    epochs_asked: int
+    """Of all runs."""
+    epochs_distinct: int
+    """Once prefixes are shared."""
+    epochs_to_train: int
+    """Once what is finished is cut off."""
+    largest_pack: int | None
+    """Members; `None` until all pack keys were measured."""
+    estimated_seconds: float | None
+    """Wall time; `None` until all pack keys were measured."""
+    estimated_bytes: int
+    """That the sweep adds to the disk."""
+    runs: tuple[RunSummary, ...]
+    workers: int
+    units: tuple[UnitSummary, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Write it as plain values."""
+        units = [{"after": unit.after, "nodes": [vars(node) for node in unit.nodes]} for unit in self.units]
+        return vars(self) | {"runs": [vars(run) for run in self.runs], "units": units}
