@@ -20,8 +20,8 @@ from rich.console import Console
 from stagetree.config.composition import Job
 from stagetree.config.schema import Config
 from stagetree.execution.engine import Engine
-from stagetree.execution.shutdown import Interrupted, Launching
-from stagetree.execution.supervisor import Crew, MachineError
+from stagetree.execution.shutdown import Interrupted, LaunchingProcess
+from stagetree.execution.supervisor import MachineError, Supervisor
 from stagetree.planning.descriptions import write_entries
 from stagetree.planning.planner import Plan, plan
 from stagetree.redact import redact, redact_words
@@ -96,12 +96,12 @@ def run(
 
     trouble = None
     tail = Tail(folder / "events", progress(planned), new_tracker)
-    with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
+    with tail, LaunchingProcess(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
         # whoever finds this file finds its launch alive
         said = planned.summary.to_json() | {"command": list(command)}
         write_atomic(folder / "sweep.json", json.dumps(said).encode())
         try:
-            Crew(planned, output_dir, folder, engine, since).train(planned.units)
+            Supervisor(planned, output_dir, folder, engine, since).train(planned.units)
         except MachineError as error:
             trouble = error
     if launching.signal is not None:

@@ -29,7 +29,7 @@ else:
 from stagetree.execution.engine import run_next
 folder, units = Path(sys.argv[2]), json.loads(sys.argv[3])
 while (result := run_next(folder, units)) is not None:
-    assert "error" not in result, result
+    assert not result.error, result
 print(json.dumps([socket.gethostname(), os.getpid(), tempfile.gettempdir()]))
 """
 PREPARE = """
@@ -113,9 +113,9 @@ def test_hosts_that_prepare_the_same_data_at_once_find_one_whole_copy(bench, tmp
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
     result = run_unit(tmp_path / "mlruns/sweeps/a/b", "0000")
-    assert result["unseen"]
-    assert "does not see" in result["error"]
-    assert "give an output_dir that all machines share" in result["error"]
+    assert result.unseen
+    assert "does not see" in result.error
+    assert "give an output_dir that all machines share" in result.error
     assert not (tmp_path / "mlruns").exists(), "and makes none of its own"
 
 
@@ -123,4 +123,4 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
 def test_a_unit_that_is_gone_from_a_folder_that_is_there_is_no_matter_of_sharing(tmp_path, missing):
     if missing == "0000.json":
         (tmp_path / "units").mkdir()
-    assert run_unit(tmp_path, "0000")["unseen"] == (missing == "units")
+    assert run_unit(tmp_path, "0000").unseen == (missing == "units")

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from stagetree.errors import Stopped
 from stagetree.execution import worker
-from stagetree.execution.shutdown import Stopped, Watch
+from stagetree.execution.shutdown import StopWatcher
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventReader
 from stagetree.storage.events import EpochEnded, Failed, Waiting
@@ -123,7 +124,7 @@ def test_a_stopped_unit_keeps_the_last_epoch_and_goes_on_with_the_same_bits(
     other.train(run)
     monkeypatch.setattr("stagetree.training.trainer.QUICK_S", quick_s)
     folder, calls = unit(bench, run, checkpoint_every_s=3600.0), []
-    real = Watch.check
+    real = StopWatcher.check
 
     def check(watch):
         calls.append(1)
@@ -131,11 +132,11 @@ def test_a_stopped_unit_keeps_the_last_epoch_and_goes_on_with_the_same_bits(
             watch.reason = "asked to stop"
         real(watch)
 
-    monkeypatch.setattr(Watch, "check", check)
-    assert worker.train_unit(folder, "0000")["stopped"] == "asked to stop"
+    monkeypatch.setattr(StopWatcher, "check", check)
+    assert worker.train_unit(folder, "0000").stopped == "asked to stop"
     done = epochs(events(folder))
     assert done != [1, 2, 3, 4, 5]
-    monkeypatch.setattr(Watch, "check", real)
+    monkeypatch.setattr(StopWatcher, "check", real)
     assert epochs(bench.train(run)) == list(range(len(done) + 1, 6))
     assert bench.bits(run) == other.bits(run)
     assert {record.partial for record in records(bench)} == {False}
@@ -148,7 +149,7 @@ def records(bench):
 def test_a_stop_file_ends_a_unit_before_it_begins(bench, run):
     folder = unit(bench, run)
     (folder / "stop").touch()
-    watch = Watch(folder, store_claims(bench.output_dir), "")
+    watch = StopWatcher(folder, store_claims(bench.output_dir), "")
     watch.look()
     with pytest.raises(Stopped, match="asked to stop"):
         watch.check()
@@ -179,7 +180,7 @@ def test_a_prefix_within_a_stage_is_a_path_of_its_own(run):
 def test_states_that_vanish_as_soon_as_they_are_kept_fail_their_run(bench, run):
     """Without an end to it, a unit would train them for ever."""
     folder = unit(bench, run, since=time.time() + 3600)
-    failed = worker.train_unit(folder, "0000")["failed"]
+    failed = worker.train_unit(folder, "0000").failed
     assert "is gone again" in failed[run.uid]
 
 

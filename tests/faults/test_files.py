@@ -87,7 +87,7 @@ def test_units(bench, runs, damage, times, tally, request):
         with pytest.raises(InputError, match="the unit is missing or damaged") as error:
             read_unit(folder, "0000")
         assert str(path) in str(error.value)
-        assert str(path) in engine.run_unit(folder, "0000")["error"]
+        assert str(path) in engine.run_unit(folder, "0000").error
         row.differing += bench.bits(runs[0]) != before
 
 

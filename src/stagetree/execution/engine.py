@@ -3,8 +3,9 @@
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from stagetree.errors import InputError
 from stagetree.execution.shutdown import is_training, leave_ctrl_c_to_the_launcher, stop_asked, training
@@ -12,11 +13,25 @@ from stagetree.storage.locks import store_claims
 from stagetree.storage.unit_files import UnseenError, mark_ended, output_dir_of, take_unit
 
 WAIT_S = 0.1
+BEFORE = "before it began"
 
 Units = Mapping[str, Collection[str]]
 """Unit ids in the order in which they are to be started, each with those that train the states it starts from."""
-Result = Mapping[str, Any]
-"""Plain data from a worker: its `unit`, and what stopped it, if anything, as `error`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker says of a unit, for people: what counts is in the event logs and checkpoints."""
+
+    unit: str
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """The reason for the uid of each node that failed."""
+    stopped: str = ""
+    """Why the worker was asked to end before the unit was trained."""
+    error: str = ""
+    """What the worker could not deal with: a sentence or a traceback."""
+    unseen: bool = False
+    """Whether it could not see the launching process's files."""
 
 
 class Engine(Protocol):
@@ -37,21 +52,21 @@ class Engine(Protocol):
 
 
 def run_unit(sweep_dir: Path, unit_id: str) -> Result:
-    """Train one unit. A failure is returned as plain data: with some launchers an exception would end other units."""
+    """Train one unit. Errors are returned, since with some launchers an exception would end other units."""
     leave_ctrl_c_to_the_launcher()
     if stop_asked(sweep_dir):
-        return {"unit": unit_id, "stopped": "before it began"}
+        return Result(unit_id, stopped=BEFORE)
     try:
         from stagetree.execution.worker import train_unit  # imports torch
 
         result = train_unit(sweep_dir, unit_id)
-        if "stopped" not in result:
+        if not result.stopped:
             mark_ended(sweep_dir, unit_id)
-        return {"unit": unit_id, **result}
+        return result
     except (InputError, OSError) as error:
-        return {"unit": unit_id, "error": str(error), "unseen": isinstance(error, UnseenError)}
+        return Result(unit_id, error=str(error), unseen=isinstance(error, UnseenError))
     except Exception:
-        return {"unit": unit_id, "error": traceback.format_exc()}
+        return Result(unit_id, error=traceback.format_exc())
 
 
 def run_next(sweep_dir: Path, units: Units) -> Result | None:
@@ -63,7 +78,7 @@ def run_next(sweep_dir: Path, units: Units) -> Result | None:
         if unit_id is None:
             return None
         if stop_asked(sweep_dir):
-            return {"unit": "", "stopped": "before it began"}
+            return Result("", stopped=BEFORE)
         time.sleep(WAIT_S)
     with training(sweep_dir, unit_id, claims):  # from now on, since importing torch takes seconds
         return run_unit(sweep_dir, unit_id)

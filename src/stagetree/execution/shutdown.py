@@ -70,7 +70,7 @@ def _unit_claim(folder: Path, unit_id: str) -> str:
 _launching = False
 
 
-class Launching:
+class LaunchingProcess:
     """The launching process while it trains; a context manager.
 
     The first SIGINT, SIGTERM or SIGHUP asks the workers to keep their states and return; the second, or the end of
@@ -88,7 +88,7 @@ class Launching:
         self._timer: threading.Timer | None = None
         self._before = {}
 
-    def __enter__(self) -> "Launching":
+    def __enter__(self) -> "LaunchingProcess":
         global _launching
         _launching = True
         self.claims.take(_claim(self.folder))
@@ -124,7 +124,7 @@ class Launching:
 # ---------------------------------------------------------------- workers
 
 
-class Watch:
+class StopWatcher:
     """Tells a worker when to stop: asked by the file, by SIGTERM, or by the end of its launching process.
 
     Args:
@@ -201,7 +201,7 @@ def _pass_on(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
-_current: Watch | None = None
+_current: StopWatcher | None = None
 _thread_that_looks: threading.Thread | None = None
 
 

@@ -29,7 +29,7 @@ class MachineError(Exception):
     """What is no run's fault and stops a sweep: the disk is full, say. What is finished is kept."""
 
 
-class Crew:
+class Supervisor:
     """Launches units until each has come to its end, or what kills its worker has failed."""
 
     def __init__(self, planned: Plan, output_dir: Path, folder: Path, engine: Engine, since: float):
@@ -94,10 +94,10 @@ class Crew:
             if isinstance(event, Trouble):
                 raise MachineError(event.reason)
         for result in results:
-            if result.get("unseen"):
-                raise MachineError(result["error"])
-            if "error" in result:
-                print(f"unit {result['unit']}: {result['error']}", file=sys.stderr)
+            if result.unseen:
+                raise MachineError(result.error)
+            if result.error:
+                print(f"unit {result.unit}: {result.error}", file=sys.stderr)
         ended = {event.unit for event in events if isinstance(event, UnitEnded)}
         begun = {event.unit for event in events if isinstance(event, UnitBegan)} & by_id.keys()
         self._failed |= {event.uid for event in events if isinstance(event, Failed) and not event.alone}

@@ -9,13 +9,13 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from stagetree.errors import Stopped
-from stagetree.execution.shutdown import Watch, training
+from stagetree.execution.engine import Result
+from stagetree.execution.shutdown import StopWatcher, training
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventLog, EventReader
 from stagetree.storage.events import (
@@ -29,7 +29,7 @@ from stagetree.storage.events import (
     Waiting,
 )
 from stagetree.storage.locks import Claims, store_claims
-from stagetree.storage.unit_files import UnitSettings, read_unit
+from stagetree.storage.unit_files import read_unit
 from stagetree.training.devices import use_device
 from stagetree.training.trainer import PackTrainer
 from stagetree.tree.stage_tree import Node, path_to
@@ -38,53 +38,58 @@ from stagetree.tree.units import next_pack
 WAIT_S = 0.2
 
 
-def train_unit(folder: Path, unit_id: str) -> dict[str, Any]:
-    """Train what `write_unit` put there, and return its failures as plain data: `{"failed": {uid: reason}}`.
+def train_unit(folder: Path, unit_id: str) -> Result:
+    """Train what `write_unit` put there.
 
     Raises:
         InputError: the unit's file is damaged, or not to be seen from here.
         OSError: states or logs cannot be written, or data cannot be read.
     """
     folder = Path(folder)
-    task = read_unit(folder, unit_id)
-    settings = task.settings
+    file = read_unit(folder, unit_id)
+    settings = file.settings
     claims = store_claims(Path(settings.output_dir))
-    watch = Watch(folder, claims, settings.launcher)
+    watch = StopWatcher(folder, claims, settings.launcher)
     log = EventLog(folder / "events", unit_id)
     with contextlib.closing(log), training(folder, unit_id, claims), watch.active():
         log.append(UnitBegan(unit_id, os.getpid(), socket.gethostname(), time.time()))
-        before = (EventReader(folder / "events", lambda _: None, name=other).read() for other in task.after)
+        before = (EventReader(folder / "events", lambda _: None, name=other).read() for other in file.after)
         failed = {event.uid: event.reason for event in chain(*before) if isinstance(event, Failed) and not event.alone}
-        for device in {node.trunk.device for node in task.nodes}:
+        for device in {node.trunk.device for node in file.nodes}:
             use_device(device, settings.workers_per_device, watch.check, lambda why: log.append(Note(why)))
-        walk = _Walk(task.nodes, failed, settings, log, claims, watch.check)
+        trainer = PackTrainer(settings, log, watch.check)
+        unit = _UnitTraining(file.nodes, failed, trainer, claims)
         try:
-            walk.run()
+            unit.run()
         except Stopped as stopped:
-            return {"failed": walk.failed, "stopped": str(stopped)}
+            return Result(unit_id, unit.failed, stopped=str(stopped))
         except OSError as error:
             with contextlib.suppress(OSError):
                 log.append(Trouble(_sentence(error)))
             raise
         log.append(UnitEnded(unit_id, time.time()))
-    return {"failed": walk.failed}
+    return Result(unit_id, unit.failed)
 
 
 def _sentence(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
-class _Walk:
-    """Nodes that wait to be trained, but for those that start from states that `failed` already."""
+class _UnitTraining:
+    """The training of a unit: which of its nodes wait, and which failed.
 
-    def __init__(
-        self, nodes: Sequence[Node], failed: Mapping[str, str], settings: UnitSettings, log: EventLog, claims: Claims,
-        check: Callable[[], None],
-    ):  # fmt: skip
+    Args:
+        nodes: of the unit, parents first.
+        failed: the reason for each state that other units failed to reach.
+        trainer: of packs.
+        claims: of the output folder.
+    """
+
+    def __init__(self, nodes: Sequence[Node], failed: Mapping[str, str], trainer: PackTrainer, claims: Claims):
         self.failed = dict(failed)
         self._pending = list(nodes)
-        self._settings, self._log, self._claims, self._check = settings, log, claims, check
-        self._trainer = PackTrainer(settings, log, check)
+        self._settings, self._log, self._check = trainer.settings, trainer.log, trainer.check
+        self._trainer, self._claims = trainer, claims
         self._lost: set[str] = set()  # states that turned out to be missing or damaged when they were loaded
         self._losses: Counter[str] = Counter()
         self._trained: Counter[str] = Counter()
@@ -128,9 +133,8 @@ class _Walk:
 
     def _look_again(self, mine: Sequence[Node]) -> list[Node]:
         """Return those that are to be trained as planned; the others are done, or wait in another form from now on."""
-        finished = checkpoints.finished(
-            self._trainer.folder, since=self._settings.since, without=self._lost, on_damage=self._tell
-        )  # fmt: skip
+        folder, since = self._trainer.folder, self._settings.since
+        finished = checkpoints.finished(folder, since=since, without=self._lost, on_damage=self._tell)
         todo = []
         for node in mine:
             path = path_to(node, finished)
