@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from stagetree.config import identity
 from stagetree.data import cache
 from stagetree.models.mlp import initial_state
-from stagetree.training.epochs import Split, Training, prepare_device
+from stagetree.training.epochs import Member, PackTraining, Split, prepare_device
 from stagetree.training.measurement import measured
 from stagetree.tree.runs import Run
 from stagetree.tree.stage_tree import Node, StageTree
@@ -67,12 +67,12 @@ class Engine:
         prepare_device(self.spec)
         self.split = Split.load(self.folder, self.spec)
 
-    def training(self, seeds: Sequence[int], pictures: int) -> Training:
+    def training(self, seeds: Sequence[int], pictures: int) -> PackTraining:
         """A pack of a member a seed, that trains on so many pictures."""
         split = replace(self.split, train=self.split.train[:pictures])
         states = {seed: initial_state(seed, 784, 10, self.spec.model) for seed in seeds}
-        size, keys = len(seeds), [(seed, 0) for seed in seeds]
-        return Training([states[k] for k in seeds], [self.optimizer] * size, [0.001] * size, keys, split, self.spec)
+        members = [Member(states[seed], self.optimizer, 0.001, seed, 0) for seed in seeds]
+        return PackTraining(members, split, self.spec)
 
     def epoch_s(self, size: int, pictures: int) -> float:
         """Seconds of one member's epoch over so many pictures, in a pack of `size`, all with one seed."""

@@ -13,7 +13,7 @@ from stagetree.data import cache
 from stagetree.models.mlp import initial_state
 from stagetree.models.optimizers import CLASSES
 from stagetree.training.cuda_graphs import WARM_UP, Replayed
-from stagetree.training.epochs import Split, Training
+from stagetree.training.epochs import Member, PackTraining, Split
 
 SEEDS = (0, 0, 1)
 CASES = [
@@ -31,8 +31,8 @@ def training(bench, optimizer, loss, device="cpu"):
     split = Split.load(Path(cache.prepare(bench.config().dataset, bench.output_dir).folder), spec)
     split = replace(split, train=split.train[:100])
     states = [initial_state(seed, split.info.in_features, len(split.info.classes), spec.model) for seed in SEEDS]
-    settings = [run.trunk.optimizer] * 3
-    return Training(states, settings, [0.1, 0.01, 0.001], [(seed, 0) for seed in SEEDS], split, spec)
+    rows = zip(states, (0.1, 0.01, 0.001), SEEDS, strict=True)
+    return PackTraining([Member(state, run.trunk.optimizer, lr, seed, 0) for state, lr, seed in rows], split, spec)
 
 
 def outcome(trained, epochs=3):

@@ -1,8 +1,8 @@
-"""Who is at work on what: names that one process at a time may hold, and that a dead process holds no longer.
+"""Named locks between processes; the kernel frees them when the holder exits, however it exits.
 
-Each name is one byte of a lock file, locked by `fcntl.lockf`: the kernel frees it when its process ends, however it
-ends, so there is nothing to clean up, no heartbeat, and no process number that another process may have inherited.
-Record locks also hold between machines that share a folder over NFS.
+Each name is one byte of a lock file, locked by `fcntl.lockf`. So there is nothing to clean up, no heartbeat, and no
+process number that another process may have inherited. Such locks also hold between machines that share a folder over
+NFS.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Passes of a pack over the data: training and evaluation, the pictures gathered on the device."""
+"""Train and evaluate a pack for one pass over the data, which lies on the device."""
 
 import contextlib
 import sys
@@ -22,7 +22,7 @@ from stagetree.tree.runs import PackKey, Settings
 
 @dataclass(frozen=True)
 class Split:
-    """A prepared data set on a device, divided; images are `(n, in_features)`, `train` and `val` index the first."""
+    """A prepared data set on a device: images `(n, in_features)`; `train` and `val` are indices of the training images."""
 
     info: cache.DataInfo
     train_images: Tensor
@@ -34,7 +34,7 @@ class Split:
 
     @classmethod
     def load(cls, folder: Path, spec: PackKey) -> "Split":
-        """Bring a prepared data set to the device that `spec`, a pack's shape, names."""
+        """Bring a prepared data set to the device of a pack key."""
         arrays = cache.load(folder, spec.data)
         parts = (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels)
         tensors = [torch.from_numpy(array).to(spec.device) for array in parts]
@@ -42,7 +42,7 @@ class Split:
         return cls(arrays.info, *tensors, *(indices.to(spec.device) for indices in members))
 
     def batch(self, rows: Tensor, spec: PackKey, *, test: bool = False) -> tuple[Tensor, Tensor]:
-        """Gather pictures: indices `(..., b)` -> float32 `(..., b, in_features)` and labels `(..., b)`."""
+        """Gather images: indices `(..., b)` -> float32 `(..., b, in_features)` and labels `(..., b)`."""
         images, labels = (self.test_images, self.test_labels) if test else (self.train_images, self.train_labels)
         flat = rows.reshape(-1)
         pixels = images.index_select(0, flat).view(*rows.shape, -1)
@@ -50,7 +50,7 @@ class Split:
 
 
 class _Sums:
-    """Loss and hits of each member, added up on the device, in place; the loss in float64, as a sum of many terms."""
+    """Add up each member's loss and hits on the device, in place; the loss in float64, as a sum of many terms."""
 
     def __init__(self, k: int, device: torch.device):
         device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
@@ -65,9 +65,9 @@ class _Sums:
         self._weight += weight if isinstance(weight, float) else weight.to(device)
         self._hits += hits.to(device)
 
-    def means(self, part: str, pictures: int) -> list[dict[str, float]]:
+    def means(self, part: str, n_images: int) -> list[dict[str, float]]:
         columns = zip((self._loss / self._weight).tolist(), self._hits.tolist(), strict=True)
-        return [{f"{part}/loss": loss, f"{part}/acc": hits / pictures} for loss, hits in columns]
+        return [{f"{part}/loss": loss, f"{part}/acc": hits / n_images} for loss, hits in columns]
 
     def reset(self) -> None:
         for value in (self._loss, self._weight, self._hits):
@@ -75,7 +75,7 @@ class _Sums:
 
 
 def prepare_device(spec: PackKey) -> None:
-    """Set what is global in torch.
+    """Set threads, denormals and precision, which are global in torch.
 
     Raises:
         InputError: this machine lacks the device.
@@ -92,7 +92,7 @@ def prepare_device(spec: PackKey) -> None:
 
 @contextlib.contextmanager
 def prepared_device(spec: PackKey) -> Iterator[None]:
-    """`prepare_device` for a time: whoever called may go on with torch in this process."""
+    """Do what `prepare_device` does for a time; the caller may go on with torch in this process."""
     threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
     flushes = sys.float_info.min / 2 == 0.0  # torch does not say
     try:
@@ -105,7 +105,7 @@ def prepared_device(spec: PackKey) -> Iterator[None]:
 
 
 def never() -> None:
-    """Do not end training before its time."""
+    """Check nothing: training goes on."""
 
 
 @torch.no_grad()
@@ -126,46 +126,56 @@ def evaluate(
     return sums.means(part, len(rows))
 
 
-class Training:
-    """Trains a pack, in place, an epoch at a time.
+@dataclass(frozen=True)
+class Member:
+    """A member of a pack as it begins to train."""
 
-    On a CUDA device the whole step, optimizer included, is replayed as a CUDA graph where it can be.
+    weights: State
+    optimizer: Settings
+    """Of the optimizer group; all members have an optimizer of one name."""
+    lr: float
+    seed: int
+    first_epoch: int
+    """Counted from 0 over the whole schedule."""
+
+
+class PackTraining:
+    """Train a pack, in place, one epoch at a time.
+
+    A member's seed and the number of the epoch decide the order of its minibatches and its dropout masks. On a CUDA
+    device the whole step, optimizer included, is replayed as a CUDA graph where it can be.
 
     Args:
-        states: each member's weights.
-        optimizers: each member's optimizer settings, of one name.
-        lrs: each member's.
-        keys: each member's `(seed, first epoch)`; a seed and an epoch, counted from 0 over the whole schedule, decide
-            the order of its minibatches and the dropout masks.
+        members: all of one pack key.
         split: the data.
-        spec: what the members have in common.
+        spec: their pack key.
 
     Attributes:
-        pack: the members.
+        pack: the members' weights.
         optimizer: `None` for plain SGD, which is folded into the backward pass.
     """
 
-    def __init__(
-        self, states: Sequence[State], optimizers: Sequence[Settings], lrs: Sequence[float],
-        keys: Sequence[tuple[int, int]], split: Split, spec: PackKey,
-    ):  # fmt: skip
+    def __init__(self, members: Sequence[Member], split: Split, spec: PackKey):
         self._split, self._spec, self._device = split, spec, split.train.device
-        folded, model = spec.folded, spec.model
         # torch.optim's fused kernels take contiguous weights only
-        spaced = folded and self._device.type == "cpu"
-        self.pack = Pack(
-            states, activation=model["activation"], dropout=model["dropout"], device=self._device, spaced=spaced
-        )
-        self._lr = torch.tensor(lrs, device=self._device)[:, None, None] if folded else None
-        self.optimizer = None if folded else PackOptimizer(self.pack.parameters, optimizers, lrs)
+        spaced = spec.folded and self._device.type == "cpu"
+        form = {"activation": spec.model["activation"], "dropout": spec.model["dropout"], "spaced": spaced}
+        self.pack = Pack([member.weights for member in members], device=self._device, **form)
+        self._lr = self.optimizer = None
+        lrs = [member.lr for member in members]
+        if spec.folded:
+            self._lr = torch.tensor(lrs, device=self._device)[:, None, None]
+        else:
+            self.optimizer = PackOptimizer(self.pack.parameters, [member.optimizer for member in members], lrs)
+        keys = [(member.seed, member.first_epoch) for member in members]
         self._keys = list(dict.fromkeys(keys))  # members with equal keys see the same minibatches and masks
         self._members = [self._keys.index(key) for key in keys]
         self._orders = self._keys if spec.shuffle else self._keys[:1]
         self._owner = torch.tensor(self._members, device=self._device)
-        self._sums = _Sums(len(states), self._device)
+        self._sums = _Sums(len(members), self._device)
         self._step: Callable[..., None] = self._advance
         self._stream = None
-        if self._device.type == "cuda" and (folded or self.optimizer.capturable):
+        if self._device.type == "cuda" and (self.optimizer is None or self.optimizer.capturable):
             self._step = Replayed(self._advance, record_cuda)
             self._stream = torch.cuda.Stream(self._device)
 
@@ -184,10 +194,9 @@ class Training:
         keys = [(seed, first + epoch) for seed, first in self._keys]
         generators = [sampling.generator(*key, "dropout", self._device) for key in keys]
         generators = [generators[member] for member in self._members]
-        orders = torch.stack([
-            sampling.epoch_order(self._split.train, seed=seed, epoch=number, shuffle=self._spec.shuffle)
-            for seed, number in keys[: len(self._orders)]
-        ])  # fmt: skip
+        rows, shuffle = self._split.train, self._spec.shuffle
+        shuffled = keys[: len(self._orders)]
+        orders = torch.stack([sampling.epoch_order(rows, seed=seed, epoch=n, shuffle=shuffle) for seed, n in shuffled])
         with self._own_stream():
             self._sums.reset()
             for first in range(0, orders.shape[1], self._spec.batch_size):
@@ -216,7 +225,7 @@ class Training:
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:
-        """Work on one stream of our own: what is recorded there must have been warmed up there."""
+        """Work on a stream of our own, since a step is recorded on the stream where it was warmed up."""
         if self._stream is None:
             yield
             return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stagetree.models.mlp import Pack, initial_state
 from stagetree.training import throughput
-from stagetree.training.epochs import Split, Training, evaluate, never, prepared_device
+from stagetree.training.epochs import Member, PackTraining, Split, evaluate, never, prepared_device
 from stagetree.training.throughput import SLOW_S, Speed
 from stagetree.tree.runs import PackKey, Settings
 from stagetree.tree.stage_tree import Node
@@ -58,9 +58,8 @@ def _measure(
     few = replace(split, train=split.train[: STEPS * spec.batch_size])
     state = initial_state(0, split.info.in_features, len(split.info.classes), spec.model)
 
-    def training(size: int) -> Training:
-        keys = [(seed, 0) for seed in range(size)]
-        return Training([state] * size, [optimizer] * size, [LR] * size, keys, few, spec)
+    def training(size: int) -> PackTraining:
+        return PackTraining([Member(state, optimizer, LR, seed, 0) for seed in range(size)], few, spec)
 
     if known is None:
         alone = training(1)
@@ -71,7 +70,7 @@ def _measure(
     return known
 
 
-def _step_s(training: Training, check: Callable[[], None]) -> float:
+def _step_s(training: PackTraining, check: Callable[[], None]) -> float:
     """Time a step of a pack."""
     training.epoch(0, check)
     times: list[float] = []

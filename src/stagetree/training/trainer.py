@@ -1,7 +1,7 @@
 """Train nodes of the stage tree in packs. There is no other training loop.
 
-State passes from a node to its children through checkpoints alone, so a fork, a resumed run and one that starts in
-another process are the same thing. What happens is told to an event log; nothing here knows of MLflow or Hydra.
+State passes from a node to its children through checkpoints alone, so a fork, a resumed run and a run that starts in
+another process are the same thing. Events go to a log; nothing here knows of MLflow or Hydra.
 """
 
 import math
@@ -21,21 +21,21 @@ from stagetree.storage.event_log import EventLog
 from stagetree.storage.events import EpochEnded, EpochLine, Failed, PackBegan, StateReached
 from stagetree.storage.locks import Claims, store_claims
 from stagetree.storage.unit_files import UnitSettings
-from stagetree.training.epochs import Split, Training, evaluate, never, prepared_device
+from stagetree.training.epochs import Member, PackTraining, Split, evaluate, never, prepared_device
 from stagetree.training.measurement import measured
 from stagetree.tree.runs import PackKey
 from stagetree.tree.stage_tree import Node
 
 QUICK_S = 0.3
-"""An epoch that is shorter is ended when training is to stop; a longer one is broken off, and begins again later."""
+"""Seconds. When training is asked to stop, a shorter epoch is finished and a longer one dropped, to be trained later."""
 
 
 class PackTrainer:
-    """Trains packs for one unit; keeps the data on the device between them.
+    """Train packs for one unit, and keep the data on the device between them.
 
     Args:
         settings: of the unit.
-        log: told what happens.
+        log: takes the events.
         check: called often; raises `Stopped` when training is to end.
     """
 
@@ -54,7 +54,7 @@ class PackTrainer:
         return measured(Path(self.settings.output_dir), nodes[0], len(nodes), self._split, self.check).best
 
     def attempt(self, nodes: Sequence[Node]) -> dict[str, str]:
-        """Train nodes of one pack key side by side; what fails is found by halving the pack.
+        """Train nodes of one pack key side by side; a pack that fails is halved until the culprit is alone.
 
         Returns:
             The reason for each uid that failed.
@@ -67,14 +67,14 @@ class PackTrainer:
             return self._train(nodes)
         except (checkpoints.StateError, OSError):
             raise
-        except Exception as error:  # whatever one member does must leave the others finishing
+        except Exception as error:  # whatever one member does, the others must finish
             if len(nodes) > 1:
                 half = len(nodes) // 2
                 return self.attempt(nodes[:half]) | self.attempt(nodes[half:])
             return {nodes[0].uid: self.fail(nodes[0], f"{type(error).__name__}: {error}", traceback.format_exc())}
 
     def fail(self, node: Node, reason: str, trace: str = "", *, alone: bool = False) -> str:
-        """Tell why a node failed; `alone`: its state was reached, so that what starts from it goes on."""
+        """Log that a node failed. `alone`: its state was reached, so that nodes which start from it go on."""
         self.log.append(Failed(node.uid, reason, trace, alone))
         return reason
 
@@ -85,7 +85,7 @@ class PackTrainer:
         return self._splits[key]
 
     def _train(self, nodes: Sequence[Node]) -> dict[str, str]:
-        """Train each node's epochs, telling the log, and keep the states reached."""
+        """Train each node's epochs, and keep the states reached."""
         spec = nodes[0].pack_key
         with prepared_device(spec):
             return self._train_prepared(nodes, spec)
@@ -153,7 +153,7 @@ class PackTrainer:
 
 
 def _diverged(metrics: Mapping[str, float], epoch: int, lr: float) -> str:
-    """Why a run has diverged, empty if it has not: a metric that is no finite number. A large one is a result."""
+    """Say which metric is no finite number; the text is empty if all are. A large finite loss is a result."""
     bad = [f"{name} became {value} in epoch {epoch}" for name, value in metrics.items() if not math.isfinite(value)]
     return f"diverged at lr {lr:g}: {bad[0]}" if bad else ""
 
@@ -164,7 +164,7 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PackState:
-    """What training changes of a pack."""
+    """All that training changes of a pack."""
 
     weights: Sequence[Tensor]
     """The pack's stacked parameters, `(K, ...)` each."""
@@ -173,28 +173,25 @@ class PackState:
 
 
 class _Members:
-    """Nodes that train side by side: their weights, optimizer and histories, from their starting states on."""
+    """Nodes that train side by side, with their weights, optimizer and histories."""
 
     def __init__(self, nodes: Sequence[Node], spec: PackKey, split: Split, folder: Path, claims: Claims):
         self.nodes, self.spec, self.split, self.folder, self._claims = nodes, spec, split, folder, claims
-        self.histories: list[list[EpochLine]] = []
         self._partials: set[str] = set()
-        weights, states = [], []
-        for node in nodes:
-            history, weight, state = self._start(node)
-            self.histories.append(history)
-            weights.append(weight)
-            states.append(state)
-        settings = [node.trunk.optimizer for node in nodes]
-        keys = [(node.trunk.seed, node.first_epoch) for node in nodes]
-        self._training = Training(weights, settings, [node.lr for node in nodes], keys, split, spec)
+        starts = [self._start(node) for node in nodes]
+        self.histories = [history for history, _, _ in starts]
+        members = [
+            Member(weights, node.trunk.optimizer, node.lr, node.trunk.seed, node.first_epoch)
+            for node, (_, weights, _) in zip(nodes, starts, strict=True)
+        ]
+        self._training = PackTraining(members, split, spec)
         self.pack, self._optimizer = self._training.pack, self._training.optimizer
         if self._optimizer:
-            for k, state in enumerate(states):
+            for k, (_, _, state) in enumerate(starts):
                 self._optimizer.load(k, state)
 
     def _start(self, node: Node) -> tuple[list[EpochLine], State, State]:
-        """History, weights and optimizer state that a node starts from."""
+        """Read the history, the weights and the optimizer state that a node starts from."""
         if node.parent is None:
             info = self.split.info
             return [], initial_state(node.trunk.seed, info.in_features, len(info.classes), self.spec.model), {}
@@ -217,13 +214,13 @@ class _Members:
         return metrics
 
     def copy(self) -> PackState:
-        """Copy what training changes, for `restore`."""
+        """Copy all that training changes, for `restore`."""
         weights = [parameter.clone() for parameter in self.pack.parameters]
         states = [self._optimizer.state(k) for k in range(len(self.nodes))] if self._optimizer else []
         return PackState(weights, states)
 
     def restore(self, before: PackState) -> None:
-        """Go back to what `copy` took."""
+        """Go back to a copy."""
         for parameter, value in zip(self.pack.parameters, before.weights, strict=True):
             parameter.copy_(value)
         for k, state in enumerate(before.optimizer):
@@ -242,12 +239,12 @@ class _Members:
         self.save(k, uid, test=test, partial=not self.nodes[k].kept and self._is_ours(uid))
 
     def _is_ours(self, uid: str) -> bool:
-        """Whether a state may go again; another sweep may have ended a run there."""
+        """Tell whether a state may be removed later; another sweep may have ended a run there."""
         there = checkpoints.find(self.folder, uid)
         return there is None or there.partial
 
     def save_partials(self, done: int, failed: Mapping[str, str]) -> None:
-        """Keep states within a stage, so that a killed run goes on from there; those before them go."""
+        """Keep states within a stage, from which a killed run goes on, and remove those before them."""
         old, self._partials = self._partials, set()
         for k, node in enumerate(self.nodes):
             if node.uid in failed:
@@ -259,12 +256,12 @@ class _Members:
         self._remove(old - self._partials)
 
     def remove_partials(self) -> None:
-        """Drop what was kept within the stage that is done now."""
+        """Remove the states within the stage that is done now."""
         self._remove(self._partials)
 
     def _remove(self, uids: set[str]) -> None:
         for uid in uids:
-            if not self._claims.take(uid):  # another sweep ends a run here
+            if not self._claims.take(uid):  # another sweep may be ending a run here
                 continue
             record = checkpoints.find(self.folder, uid)
             if record is not None and record.partial:
