@@ -22,7 +22,7 @@ from stagetree.tree.runs import PackKey, Settings
 
 @dataclass(frozen=True)
 class Split:
-    """A prepared data set on a device: images `(n, in_features)`; `train` and `val` are indices of the training images."""
+    """A prepared data set on a device; `train` and `val` are indices of the training images `(n, in_features)`."""
 
     info: cache.DataInfo
     train_images: Tensor

@@ -27,7 +27,7 @@ from stagetree.tree.runs import PackKey
 from stagetree.tree.stage_tree import Node
 
 QUICK_S = 0.3
-"""Seconds. When training is asked to stop, a shorter epoch is finished and a longer one dropped, to be trained later."""
+"""Seconds. When training is asked to stop, a shorter epoch is finished and a longer one is dropped."""
 
 
 class PackTrainer:
