@@ -32,7 +32,7 @@ ARCHITECTURE = DOCS / "architecture.md"
 HEAD = """\
 # Configuration
 
-Every setting, from the schema in [`config/schema.py`](../src/stagetree/config/schema.py). `make pages` writes this page.
+Every setting, from the schema in [`schema.py`](../src/stagetree/config/schema.py). `make pages` writes this page.
 Give settings as `group.setting=value` and choose a group's file as `group=name`; `stagetree train --cfg job` prints
 what would be used. The default here is that of the schema; the files in [`conf`](../conf) set others, such as each data
 set's folder. A setting without a default comes from these files or must be given.
