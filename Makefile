@@ -1,20 +1,52 @@
 # Two commands do all there is to set up: `make sweep` and `make test`. Both need Python >= 3.11, pip and make.
+# `make help` prints the targets with what follows ## beside them, under the titles that follow ##@.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test faults properties launchers conformance test-matrix exact r16 engine floors overheads scale waves team bench \
-	bench-gpu docs lock clean
-
 HYDRA_VERSIONS ?= 1.3.8 1.4.0rc3
 
-sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them
+QUICK := $(wildcard $(addprefix tests/,tree config storage data models training planning report invariants \
+	test_architecture.py test_docs.py))
+# The folders whose tests are quick, but for those marked slow.
+
+.PHONY: sweep help check test lint types pages docs lock clean faults properties launchers conformance test-matrix \
+	exact r16 engine floors overheads scale waves team bench-gpu bench
+
+##@ Every day
+sweep: .venv/installed  ## train a grid of 32 runs on scikit-learn's digits and rank them (what `make` alone does)
 	$(BIN)/stagetree sweep +experiment=digits_grid
 
-test: .venv/installed  ## all tests
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
+check: lint types  ## lint, types and the quick tests: before each commit (two minutes on 2 cores)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" $(QUICK)
+
+test: lint types  ## lint, types and all tests: before each push; what CI runs
 	$(BIN)/python -m pytest -n 2
 
+lint: .venv/installed  ## ruff alone: rules and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: .venv/installed  ## pyright alone
+	$(BIN)/python -m pyright
+
+pages: .venv/installed  ## make again what the pages in docs/ take from the code
+	$(BIN)/python docs/make.py
+
+docs: .venv/installed  ## the pages and their images (needs Chromium)
+	$(BIN)/python docs/make.py --pictures
+
+help:  ## print this
+	@awk -F ':.*  ## |##@ ' '/^##@ / {printf "\n%s\n", $$2} /^[a-z0-9-]+:.*  ## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+lock:  ## resolve requirements.lock anew
+	$(BIN)/python -m pip install uv
+	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
+
+clean:  ## remove the environment
+	rm -rf .venv
+
+##@ Long tests
 faults: .venv/installed  ## the fault suite with its full counts (about an hour on 2 cores), and its table
 	$(BIN)/python -m pytest -n 2 --faults full tests/faults --deselect tests/faults/test_properties.py
 
@@ -36,6 +68,7 @@ test-matrix: .venv/installed  ## all tests and Hydra's suites with each version 
 		|| exit 1; \
 	done
 
+##@ Benchmarks
 exact: .venv/installed  ## one grid with sharing and packing on and off: the same bits
 	$(BIN)/python benchmarks/sharing.py digits
 
@@ -71,14 +104,6 @@ bench: .venv/peers  ## beside the tutorial's loop under joblib, Lightning and Ra
 	$(BIN)/python -m pip install --quiet -r benchmarks/peers/requirements.txt
 	touch $@
 
-docs: .venv/installed  ## the configuration reference and the pictures, made again (needs Chromium)
-	$(BIN)/python docs/make.py --pictures
-
-lock:  ## resolve requirements.lock anew
-	$(BIN)/python -m pip install uv
-	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
-
 # The environment is made anew when the lock or the project's metadata change.
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stagetree needs Python 3.11 or newer (make PYTHON=python3.12 ...)")'
@@ -86,6 +111,3 @@ lock:  ## resolve requirements.lock anew
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
-
-clean:
-	rm -rf .venv

@@ -1,13 +1,15 @@
-"""Makes configuration.md from the schema, rooms.md from docstrings, and the pictures by the project's own commands.
+"""Make configuration.md from the schema, parts of architecture.md from the code, and images by the project's commands.
 
 python docs/make.py               # the pages
-python docs/make.py --pictures    # the pictures too; needs Chromium, takes a minute
+python docs/make.py --pictures    # the images too; needs Chromium, takes a minute
 """
 
 import argparse
 import ast
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,24 +28,19 @@ from stagetree.config.schema import Config
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "stagetree"
+ARCHITECTURE = DOCS / "architecture.md"
 HEAD = """\
 # Configuration
 
-Every setting, from the schema in [`config.py`](../src/stagetree/config/schema.py). `make docs` writes this page.
+Every setting, from the schema in [`schema.py`](../src/stagetree/config/schema.py). `make pages` writes this page.
 Give settings as `group.setting=value` and choose a group's file as `group=name`; `stagetree train --cfg job` prints
 what would be used. The default here is that of the schema; the files in [`conf`](../conf) set others, such as each data
 set's folder. A setting without a default comes from these files or must be given.
 """
-ROOMS_HEAD = """\
-# Rooms
-
-The modules of [`src/stagetree`](../src/stagetree), each after those that it imports: `tests/test_architecture.py` keeps
-imports running one way. `make docs` writes this page from their docstrings.
-"""
-GRID = [
-    "dataset=digits", "dataset.val_size=300", "model=mlp_300", "optimizer=sgd,adam", "seed=1,2,3",
-    "schedule.stages=[(6,1e-1),(4,1e-2)],[(6,1e-1),(4,1e-3)],[(6,1e-2),(4,1e-3)],[(10,1e-2)]",
-]  # fmt: skip
+GRID = shlex.split(
+    "dataset=digits dataset.val_size=300 model=mlp_300 optimizer=sgd,adam seed=1,2,3 "
+    "schedule.stages=[(6,1e-1),(4,1e-2)],[(6,1e-1),(4,1e-3)],[(6,1e-2),(4,1e-3)],[(10,1e-2)]"
+)
 SIZE = {"width": 1180, "height": 900}
 
 
@@ -51,7 +48,7 @@ SIZE = {"width": 1180, "height": 900}
 
 
 def configuration() -> str:
-    """The page, in Markdown."""
+    """Return the page, in Markdown."""
     schema = Config.model_json_schema()
     groups = schema["properties"]
     parts = [HEAD, "## At the top\n", _table(schema, {k: v for k, v in groups.items() if not _targets(v)}, schema)]
@@ -70,7 +67,7 @@ def configuration() -> str:
 
 
 def _targets(own: Mapping[str, Any]) -> list[str]:
-    """Names of the definitions that a group may be."""
+    """Return the names of the definitions that a group may be."""
     options = own.get("oneOf") or own.get("allOf") or [own]
     return [option["$ref"].rsplit("/")[-1] for option in options if "$ref" in option]
 
@@ -85,7 +82,7 @@ def _table(owner: Mapping[str, Any], settings: Mapping[str, Any], schema: Mappin
 
 
 def _type(one: Mapping[str, Any]) -> str:
-    """What JSON schema says of a value, in words."""
+    """Describe in words what values JSON schema allows."""
     if "enum" in one:
         return ", ".join(f"`{value}`" for value in one["enum"])
     if "anyOf" in one:
@@ -101,31 +98,79 @@ def _type(one: Mapping[str, Any]) -> str:
     return " ".join([words.get(one.get("type"), one.get("type", "any")), *said])
 
 
-# ---------------------------------------------------------------- the rooms
+# ---------------------------------------------------------------- the architecture
 
 
-def rooms() -> str:
-    """A table of the modules, what is imported before what imports it, with the first line of each docstring."""
-    lines = [ROOMS_HEAD, "| module | |", "| --- | --- |"]
-    for path in sorted(SOURCE.glob("*/[!_]*.py")):
-        first = ast.get_docstring(ast.parse(path.read_text("utf-8"))).split("\n")[0]
+def folders() -> list[str]:
+    """Return the folders of the package, and the modules beside them, as architecture.md lists them."""
+    return re.findall(r"^<!-- folder (\w+) -->$", ARCHITECTURE.read_text("utf-8"), re.MULTILINE)
+
+
+def architecture() -> str:
+    """Return the page with its diagram and its lists of modules made anew; the rest is written by hand."""
+    made = {"invariants": invariants(), "diagram": diagram()}
+    made |= {f"folder {folder}": modules(folder) for folder in folders()}
+
+    def fill(match: re.Match) -> str:
+        return f"<!-- {match[1]} -->\n{made[match[1]]}<!-- end -->"
+
+    return re.sub(r"<!-- (\w[^\n]*) -->\n.*?<!-- end -->", fill, ARCHITECTURE.read_text("utf-8"), flags=re.DOTALL)
+
+
+def invariants() -> str:
+    """List the invariants as the docstrings of their tests quote them, in the order of their numbers."""
+    lines = {}
+    for path in sorted((DOCS.parent / "tests" / "invariants").glob("test_*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            quote = (ast.get_docstring(node) or "").split("\n\n")[0] if isinstance(node, ast.FunctionDef) else ""
+            if found := re.match(r"Invariant (\d+)\.\s+(.*)", quote, re.DOTALL):
+                said = " ".join(found[2].split())
+                lines[int(found[1])] = f"{found[1]}. {said} [`{node.name}`](../tests/invariants/{path.name})"
+    return "".join(f"{lines[number]}\n" for number in sorted(lines))
+
+
+def diagram() -> str:
+    """Draw which folder imports which, as Mermaid text: an arrow that follows from others is left out."""
+    order = folders()[::-1]
+    needs, lines = {}, []
+    for folder in order:
+        needs[folder] = set().union(*(needs.get(name, set()) | {name} for name in imports(folder)))
+    for folder in order[::-1]:
+        indirect = set().union(*(needs[name] for name in imports(folder)))
+        lines += [f"  {folder} --> {name}" for name in order[::-1] if name in imports(folder) - indirect]
+    return "\n".join(["```mermaid", "graph TD", *lines, "```"]) + "\n"
+
+
+def modules(folder: str) -> str:
+    """List a folder's modules with the first lines of their docstrings, and the folders that they import."""
+    lines = []
+    for path in _modules(folder):
+        first = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n")[0]
         name = path.relative_to(SOURCE)
-        lines.append(f"| [`{name}`](../src/stagetree/{name}) | {first} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"- [`{name}`](../src/stagetree/{name}): {first}")
+    found = [f"`{name}`" for name in folders() if name in imports(folder)]
+    return "\n".join([*lines, "", f"Imports {', '.join(found) or 'no other folder'}."]) + "\n"
 
 
-def imports(tree: ast.Module) -> set[str]:
-    """Folders and top modules of the package that a module imports anywhere."""
+def imports(folder: str) -> set[str]:
+    """Return the other folders, and modules beside them, that a folder's modules import anywhere."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "stagetree":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stagetree."):
-            found.add(node.module.split(".")[1])
-    return found
+    for path in _modules(folder):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "stagetree":
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stagetree."):
+                found.add(node.module.split(".")[1])
+            elif isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("stagetree.")}
+    return found - {folder}
 
 
-# ---------------------------------------------------------------- the pictures
+def _modules(folder: str) -> list[Path]:
+    return [path for path in (SOURCE / f"{folder}.py", *sorted((SOURCE / folder).glob("[!_]*.py"))) if path.exists()]
+
+
+# ---------------------------------------------------------------- the images
 
 
 def pictures(folder: Path) -> None:
@@ -192,7 +237,7 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true")
     arguments = parser.parse_args()
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
-    (DOCS / "rooms.md").write_text(rooms(), encoding="utf-8")
+    ARCHITECTURE.write_text(architecture(), encoding="utf-8")
     if arguments.pictures:
         pictures(DOCS / "pictures")
 

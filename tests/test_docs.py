@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ say: links lead somewhere, commands are accepted, code runs."""
+"""What the README, CONTRIBUTING and the pages in docs/ say: links lead somewhere, commands are accepted, code runs."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from stagetree import api
 from stagetree.cli.arguments import hydra_words, split_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -65,17 +65,19 @@ def test_python_of_the_readme_runs(code, tmp_path):
     assert (tmp_path / "leaderboard.html").exists()
 
 
-def test_make_targets_that_are_named_exist():
+def test_make_targets_that_are_named_exist_and_are_explained():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in PAGES:
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([a-z0-9-]+) +\S", said, re.MULTILINE)) == targets
+    for page in [*PAGES, *(ROOT / ".github").rglob("*.md"), ROOT / ".pre-commit-config.yaml"]:
         assert set(re.findall(r"`make ([a-z0-9-]+)`|^make ([a-z0-9-]+)", page.read_text(), re.MULTILINE)) <= {
             pair for target in targets for pair in ((target, ""), ("", target))
         }
 
 
 def test_pages_that_are_made_are_those_of_the_sources():
-    assert make.configuration() == (ROOT / "docs" / "configuration.md").read_text(), "run: make docs"
-    assert make.rooms() == (ROOT / "docs" / "rooms.md").read_text(), "run: make docs"
+    assert make.configuration() == (ROOT / "docs" / "configuration.md").read_text(), "run: make pages"
+    assert make.architecture() == make.ARCHITECTURE.read_text(), "run: make pages"
 
 
 def test_the_readme_can_be_read_in_one_sitting():
