@@ -49,8 +49,11 @@ def test_data_sets_of_one_name_are_told_apart_by_their_digests():
 
 def test_data_sets_are_named_as_people_name_them():
     labels = {
-        schema.Digits: "digits", schema.Torchvision: "mnist", schema.Emnist: "emnist-balanced", schema.Npz: "small.npz",
+        schema.Digits: "digits",
+        schema.Torchvision: "mnist",
+        schema.Emnist: "emnist-balanced",
+        schema.Npz: "small.npz",
         schema.ImageFolder: "cats",
-    }  # fmt: skip
+    }
     for kind in kinds("dataset"):
         assert validation.check(base("dataset", kind, "root")).dataset.label == labels[kind]

@@ -1,6 +1,7 @@
 """The leaderboard page of a real sweep, in a real browser."""
 
 import io
+import itertools
 import json
 import re
 import shlex
@@ -19,10 +20,8 @@ from stagetree.report import history, page, ranking, statistics
 from stagetree.storage import checkpoints
 from stagetree.tracking import store
 
-GRID = [
-    "optimizer=sgd,adam", "seed=0,1,2", "trainer.batch_size=16",
-    "schedule.stages=[(2,1e-2),(2,1e-3)],[(2,1e-2),(1,1e-4)],[(3,1e-2)]",
-]  # fmt: skip
+STAGES = "schedule.stages=[(2,1e-2),(2,1e-3)],[(2,1e-2),(1,1e-4)],[(3,1e-2)]"
+GRID = ["optimizer=sgd,adam", "seed=0,1,2", "trainer.batch_size=16", STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +208,9 @@ def test_seeds_beyond_the_numbers_of_javascript_are_shown_and_filtered_digit_by_
         tab.goto(path.as_uri())
         tab.wait_for_selector("#curves-plot .main-svg")
         assert sorted(set(cells(tab, "seed"))) == sorted(map(str, seeds.values()))
-        for text, count in [(f"seed={2**53}", 6), (f"seed={2**53 + 1}", 6), (f"seed={2**53 + 2}", 0), ("seed=1", 0),
-                            (f"seed>{2**53}", 12), (f"seed<={2**53 + 1}", 12), (f"seed>={2**63 - 1}", 6)]:  # fmt: skip
+        filters = {f"seed={2**53}": 6, f"seed={2**53 + 1}": 6, f"seed={2**53 + 2}": 0, "seed=1": 0}
+        filters |= {f"seed>{2**53}": 12, f"seed<={2**53 + 1}": 12, f"seed>={2**63 - 1}": 6}
+        for text, count in filters.items():
             tab.fill("#filter", text)
             assert tab.locator("#rows tbody tr").count() == count, text
         tab.fill("#filter", "")
@@ -365,8 +365,8 @@ def test_a_thousand_runs_open_and_scroll(inputs, browser, tmp_path):
 def test_settings_are_those_that_differ_among_runs_that_can_be_compared(load, database, tmp_path):
     runs = [
         stores.run(f"{width} {seed}", dataset_digest="d1", width=width, seed=seed, metrics={"test/acc": width / 99})
-        for width in (7, 8, 9) for seed in range(4)
-    ]  # fmt: skip
+        for width, seed in itertools.product((7, 8, 9), range(4))
+    ]
     frame = load(*runs, stores.run("other", dataset_digest="d2", width=7, batch_size=64, metrics={"test/acc": 0.99}))
     found = page.gather(page.PageInputs(frame, stores.uri(database), tmp_path))["settings"]
     assert [setting["name"] for setting in found] == ["width", "seed"]
