@@ -268,9 +268,9 @@ def _schedule(lrs: str | None, epochs: str | None, stages: str | None) -> dict[s
     if stages is not None:
         return {"stages": stages}
     try:
-        lr_list, epoch_list = json.loads(lrs), json.loads(epochs)
+        lr_list, epoch_list = json.loads(lrs or ""), json.loads(epochs or "")
         pairs = [[int(n), float(lr)] for n, lr in zip(epoch_list, lr_list, strict=True)]
-    except (ValueError, TypeError):  # MLflow had cut it
+    except (ValueError, TypeError):  # MLflow had cut it, or there is none
         return {"stages": None}
     return {"stages": canonical_json(pairs), "lrs": str(brief(lr_list)), "epochs": str(brief(epoch_list))}
 
