@@ -140,7 +140,7 @@ def _outcome(
     if not config.quiet:
         table.show(ranked, config.report.top, Console(), files[0] if files else None)
         if len(files) > 1:
-            lines.append(f"{files[1]}  shows this with curves, settings and mistakes, in any browser")
+            lines.append(f"{files[1]}  shows this with curves, settings and misclassified images, in any browser")
         lines.append("stagetree ui  opens these runs in MLflow")
     n_missing = len(planned.runs) - len(finished)
     if trouble:
@@ -158,11 +158,11 @@ def _write(config: Config, ranked: "DataFrame", frame: "DataFrame", command: str
     paths = [Path(config.report.output)]
     table.write_csv(ranked, paths[0])
     if config.report.page_path and not frame.empty:
-        from stagetree.report.page import Source, write_page
+        from stagetree.report.page import PageInputs, write_page
 
         paths.append(config.report.page_path)
-        source = Source(frame, config.store_uri, Path(config.output_dir), config.report.metric, command)
-        write_page(source, paths[1])
+        inputs = PageInputs(frame, config.store_uri, Path(config.output_dir), config.report.metric, command)
+        write_page(inputs, paths[1])
     return paths
 
 
@@ -194,7 +194,7 @@ def leaderboard(config: Config, overrides: Sequence[str]) -> None:
     files = _write(config, ranked, frame)
     table.show(ranked, config.report.top, Console(), files[0])
     for page in files[1:]:
-        print(f"{page}  shows this with curves, settings and mistakes, in any browser")
+        print(f"{page}  shows this with curves, settings and misclassified images, in any browser")
 
 
 def rank_all(config: Config, overrides: Sequence[str]) -> "tuple[DataFrame, DataFrame]":

@@ -1,11 +1,14 @@
 """Each setting that decides the numbers is recorded, named and told apart: derived from the schema."""
 
+import dataclasses
+import gzip
 import json
 
 import pytest
 from every_setting import NO_EFFECT, another, base, kinds, leaves, recorded
 
-from stagetree.config import schema, validation
+from stagetree.config import identity, schema, validation
+from stagetree.planning import descriptions
 from stagetree.report import ranking
 
 
@@ -49,8 +52,23 @@ def test_data_sets_of_one_name_are_told_apart_by_their_digests():
 
 def test_data_sets_are_named_as_people_name_them():
     labels = {
-        schema.Digits: "digits", schema.Torchvision: "mnist", schema.Emnist: "emnist-balanced", schema.Npz: "small.npz",
+        schema.Digits: "digits",
+        schema.Torchvision: "mnist",
+        schema.Emnist: "emnist-balanced",
+        schema.Npz: "small.npz",
         schema.ImageFolder: "cats",
-    }  # fmt: skip
+    }
     for kind in kinds("dataset"):
         assert validation.check(base("dataset", kind, "root")).dataset.label == labels[kind]
+
+
+def test_what_is_kept_of_runs_is_read_again_and_so_is_what_earlier_versions_kept(tmp_path):
+    entries, _ = recorded([validation.check(base("dataset", schema.Digits, "mean"))])
+    path = tmp_path / "runs.jsonl.gz"
+    descriptions.write_entries(path, entries)
+    assert [entry.trunk_json for entry in descriptions.read_entries(path)] == [entries[0].trunk_json]
+    older = dataclasses.asdict(entries[0])
+    del older["trunk_json"]
+    path.write_bytes(gzip.compress(json.dumps(older).encode()))
+    assert [entry.trunk_json for entry in descriptions.read_entries(path)] == [""]
+    assert identity.trunk_digest(entries[0].trunk_json) == entries[0].trunk

@@ -1,6 +1,7 @@
 """The leaderboard page of a real sweep, in a real browser."""
 
 import io
+import itertools
 import json
 import re
 import shlex
@@ -13,14 +14,14 @@ from browsers import violations, watched
 from PIL import Image
 from sweeps import small, stagetree
 
+from stagetree.config.metrics import METRICS
 from stagetree.data.cache import DataInfo
-from stagetree.report import page, ranking, statistics
+from stagetree.report import history, page, ranking, statistics
+from stagetree.storage import checkpoints
 from stagetree.tracking import store
 
-GRID = [
-    "optimizer=sgd,adam", "seed=0,1,2", "trainer.batch_size=16",
-    "schedule.stages=[(2,1e-2),(2,1e-3)],[(2,1e-2),(1,1e-4)],[(3,1e-2)]",
-]  # fmt: skip
+STAGES = "schedule.stages=[(2,1e-2),(2,1e-3)],[(2,1e-2),(1,1e-4)],[(3,1e-2)]"
+GRID = ["optimizer=sgd,adam", "seed=0,1,2", "trainer.batch_size=16", STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,14 @@ def frame(folder):
 
 
 @pytest.fixture(scope="module")
-def source(folder, frame):
-    return page.Source(frame, f"sqlite:///{folder}/mlruns/mlflow.db", folder / "mlruns", command="stagetree sweep <&>")
+def inputs(folder, frame):
+    uri = f"sqlite:///{folder}/mlruns/mlflow.db"
+    return page.PageInputs(frame, uri, folder / "mlruns", command="stagetree sweep <&>")
 
 
 @pytest.fixture(scope="module")
-def gathered(source):
-    return page.gather(source)
+def gathered(inputs):
+    return page.gather(inputs)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def tab(browser, folder):
 def cells(tab, name):
     """A column of the table as it is shown."""
     head = tab.locator("#rows thead th").all_inner_texts()
-    place = next(i for i, text in enumerate(head) if text.split()[0] == name)
+    place = [text.rstrip(" ▲▼") for text in head].index(name)
     return tab.locator(f"#rows tbody tr td:nth-child({place + 1})").all_inner_texts()
 
 
@@ -84,17 +86,17 @@ def test_marks_are_of_means_over_seeds_and_never_of_single_runs(gathered, frame)
     assert "≈" in gathered["seeds"]["marks"] or "?" in gathered["seeds"]["marks"]
 
 
-def test_curves_are_those_of_mlflow(gathered, source):
+def test_curves_are_those_of_mlflow(gathered, inputs):
     from mlflow import MlflowClient
 
-    client = MlflowClient(source.uri)
-    ranked = ranking.rank(source.frame)
+    client = MlflowClient(inputs.uri)
+    ranked = ranking.rank(inputs.frame)
     for place in (0, 17):
         run_id = ranked["run_id"][place]
         curve = gathered["curves"][place]
         history = client.get_metric_history(run_id, "val/acc")
-        assert curve["metrics"]["val/acc"][0] == [point.step for point in history]
-        assert curve["metrics"]["val/acc"][1] == pytest.approx([point.value for point in history], rel=1e-5)
+        assert curve["metrics"]["val_acc"][0] == [point.step for point in history]
+        assert curve["metrics"]["val_acc"][1] == pytest.approx([point.value for point in history], rel=1e-5)
         assert curve["ends"] == np.cumsum(json.loads(client.get_run(run_id).data.params["epochs"])).tolist()
 
 
@@ -107,6 +109,35 @@ def test_the_tree_shares_what_was_shared(gathered):
         assert all(node["run"] is not None for node in start["children"])
     ranks = [node["run"] for trunk in gathered["tree"] for node in trunk["children"][0]["children"]]
     assert sorted(ranks) == list(range(18))
+
+
+def nodes_below(children):
+    for node in children:
+        yield node
+        yield from nodes_below(node["children"])
+
+
+def test_the_nodes_of_the_tree_have_the_uids_of_the_states_on_disk(gathered, folder):
+    uids = [node["uid"] for trunk in gathered["tree"] for node in nodes_below(trunk["children"])]
+    states = list(checkpoints.finished(checkpoints.folder_of(folder / "mlruns")).states)
+    assert sorted(uids) == sorted(states)
+
+
+def test_runs_are_restored_as_they_were_planned(frame):
+    known = frame.set_index("run_id")
+    runs = history.recorded_runs(known)
+    assert {run_id: run.uid for run_id, run in runs.items()} == known["uid"].to_dict()
+
+
+def test_runs_of_before_without_their_trunk_take_it_from_others_of_its_digest_or_share_all_the_same(frame, gathered):
+    known = frame.set_index("run_id")
+    older = known.assign(trunk_json=known["trunk_json"].where(known["seed"] == 2, None))
+    assert {run.uid for run in history.recorded_runs(older).values()} == set(known["uid"])
+    for missing in (["trunk_json"], ["trunk_json", "trunk"]):
+        ranked = known.loc[ranking.rank(frame)["run_id"]].assign(**dict.fromkeys(missing))
+        trunks = history.tree(ranked, {run_id: {} for run_id in ranked.index}, "val_acc")
+        assert [len(list(nodes_below(trunk["children"]))) for trunk in trunks] == [4] * 6
+        assert [trunk["label"] for trunk in trunks] == [trunk["label"] for trunk in gathered["tree"]]
 
 
 def test_a_node_has_the_accuracy_at_its_end(gathered):
@@ -125,18 +156,18 @@ def test_settings_are_those_that_vary_with_what_they_explain(gathered):
     assert all(0 <= share <= 1 for share in found.values() if not np.isnan(share))
 
 
-def test_the_best_runs_mistakes_are_counted(gathered, frame):
+def test_the_images_that_the_best_run_misclassified_are_counted(gathered, frame):
     best = gathered["best"]
     ranked = ranking.rank(frame)
     matrix = np.array(best["matrix"])
     assert best["run"] == ranked["run_name"][0]
     assert matrix.sum() == 50
     assert np.trace(matrix) / 50 == pytest.approx(ranked["test_acc"][0])
-    assert len(best["mistakes"]) == min(24, 50 - np.trace(matrix))
+    assert len(best["misclassified"]) == min(24, 50 - np.trace(matrix))
 
 
-def test_without_its_output_folder_the_page_says_what_is_missing(source, tmp_path):
-    bare = page.Source(source.frame, source.uri, tmp_path)
+def test_without_its_output_folder_the_page_says_what_is_missing(inputs, tmp_path):
+    bare = page.PageInputs(inputs.frame, inputs.uri, tmp_path)
     found = page.gather(bare)
     assert "the prepared data is gone" in found["best"]["missing"]
 
@@ -151,12 +182,12 @@ def test_every_run_has_the_command_that_trains_it_alone(folder, gathered, frame)
     assert again["uid"].tolist() == [frame.set_index("run_id").loc[ranked["run_id"][0], "uid"]]
 
 
-def test_one_seed_and_a_failed_run(source, browser, tmp_path):
-    frame = source.frame[source.frame["seed"] == 0].copy()
+def test_one_seed_and_a_failed_run(inputs, browser, tmp_path):
+    frame = inputs.frame[inputs.frame["seed"] == 0].copy()
     failed = frame.index[0]
     frame.loc[failed, ["status", "reason", "val_acc"]] = ["failed", "train/loss became nan", np.nan]
     path = tmp_path / "one.html"
-    page.write_page(page.Source(frame, source.uri, source.output_dir), path)
+    page.write_page(page.PageInputs(frame, inputs.uri, inputs.output_dir), path)
     with watched(browser) as tab:
         tab.goto(path.as_uri())
         tab.wait_for_selector("#curves-plot .main-svg")
@@ -168,17 +199,18 @@ def test_one_seed_and_a_failed_run(source, browser, tmp_path):
         assert "luck of its seed" in tab.inner_text("#ties")
 
 
-def test_seeds_beyond_the_numbers_of_javascript_are_shown_and_filtered_digit_by_digit(source, browser, tmp_path):
+def test_seeds_beyond_the_numbers_of_javascript_are_shown_and_filtered_digit_by_digit(inputs, browser, tmp_path):
     seeds = {0: 2**53, 1: 2**53 + 1, 2: 2**63 - 1}
-    frame = source.frame.assign(seed=source.frame["seed"].map(seeds).astype("Int64"))
+    frame = inputs.frame.assign(seed=inputs.frame["seed"].map(seeds).astype("Int64"))
     path = tmp_path / "large.html"
-    page.write_page(page.Source(frame, source.uri, source.output_dir), path)
+    page.write_page(page.PageInputs(frame, inputs.uri, inputs.output_dir), path)
     with watched(browser) as tab:
         tab.goto(path.as_uri())
         tab.wait_for_selector("#curves-plot .main-svg")
         assert sorted(set(cells(tab, "seed"))) == sorted(map(str, seeds.values()))
-        for text, count in [(f"seed={2**53}", 6), (f"seed={2**53 + 1}", 6), (f"seed={2**53 + 2}", 0), ("seed=1", 0),
-                            (f"seed>{2**53}", 12), (f"seed<={2**53 + 1}", 12), (f"seed>={2**63 - 1}", 6)]:  # fmt: skip
+        filters = {f"seed={2**53}": 6, f"seed={2**53 + 1}": 6, f"seed={2**53 + 2}": 0, "seed=1": 0}
+        filters |= {f"seed>{2**53}": 12, f"seed<={2**53 + 1}": 12, f"seed>={2**63 - 1}": 6}
+        for text, count in filters.items():
             tab.fill("#filter", text)
             assert tab.locator("#rows tbody tr").count() == count, text
         tab.fill("#filter", "")
@@ -186,11 +218,11 @@ def test_seeds_beyond_the_numbers_of_javascript_are_shown_and_filtered_digit_by_
         assert cells(tab, "seed") == [str(seed) for seed in seeds.values() for _ in range(6)]
 
 
-def test_hostile_names_stay_text(source, browser, tmp_path):
+def test_hostile_names_stay_text(inputs, browser, tmp_path):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-    named = source.frame.assign(run_name=hostile)
+    named = inputs.frame.assign(run_name=hostile)
     path = tmp_path / "hostile.html"
-    page.write_page(page.Source(named, source.uri, source.output_dir, command=hostile), path)
+    page.write_page(page.PageInputs(named, inputs.uri, inputs.output_dir, command=hostile), path)
     with watched(browser) as tab:
         tab.on("dialog", lambda dialog: pytest.fail("a name was run"))
         tab.goto(path.as_uri())
@@ -198,7 +230,7 @@ def test_hostile_names_stay_text(source, browser, tmp_path):
         assert cells(tab, "run_name")[0] == hostile
 
 
-def test_a_picture_is_drawn_in_its_own_size():
+def test_an_image_is_drawn_in_its_own_size():
     info = DataInfo("", "", "", (3, 2, 4), ("a",), 1, 1, 255.0)
     pixels = np.arange(24, dtype=np.uint8)
     with Image.open(io.BytesIO(page.draw_png(pixels, info))) as drawn:
@@ -213,12 +245,14 @@ def test_a_picture_is_drawn_in_its_own_size():
 
 
 def test_it_sorts(tab):
-    tab.click("#rows thead button >> text=test_acc")
-    values = [float(cell.rstrip(" %")) for cell in cells(tab, "test_acc")]
+    label = METRICS["test_acc"].label
+    tab.click(f"#rows thead button >> text={label}")
+    values = [float(cell.rstrip(" %")) for cell in cells(tab, label)]
     assert values == sorted(values, reverse=True)
-    assert tab.locator("th[aria-sort=descending]").inner_text().startswith("test_acc")
-    tab.click("#rows thead button >> text=test_acc")
-    assert [float(cell.rstrip(" %")) for cell in cells(tab, "test_acc")] == sorted(values)
+    assert tab.locator("th[aria-sort=descending]").inner_text().startswith(label)
+    assert tab.get_attribute("th[aria-sort=descending] button", "title") == "test_acc in the filter"
+    tab.click(f"#rows thead button >> text={label}")
+    assert [float(cell.rstrip(" %")) for cell in cells(tab, label)] == sorted(values)
 
 
 @pytest.mark.parametrize(
@@ -313,13 +347,13 @@ def test_it_is_accessible_and_fits(browser, folder, scheme, width):
         assert violations(tab) == []
 
 
-def test_a_thousand_runs_open_and_scroll(source, browser, tmp_path):
+def test_a_thousand_runs_open_and_scroll(inputs, browser, tmp_path):
     """As many lines as the first page of runs, again and again; how fluid it is, `make overheads` measures."""
     many = pd.concat(
-        [source.frame.assign(run_id=source.frame["run_id"].str[:-3] + f"{k:03d}") for k in range(56)], ignore_index=True
+        [inputs.frame.assign(run_id=inputs.frame["run_id"].str[:-3] + f"{k:03d}") for k in range(56)], ignore_index=True
     )
     path = tmp_path / "many.html"
-    page.write_page(page.Source(many, source.uri, source.output_dir), path)
+    page.write_page(page.PageInputs(many, inputs.uri, inputs.output_dir), path)
     with watched(browser) as tab:
         tab.goto(path.as_uri())
         tab.wait_for_selector("#slices .main-svg")
@@ -331,10 +365,10 @@ def test_a_thousand_runs_open_and_scroll(source, browser, tmp_path):
 def test_settings_are_those_that_differ_among_runs_that_can_be_compared(load, database, tmp_path):
     runs = [
         stores.run(f"{width} {seed}", dataset_digest="d1", width=width, seed=seed, metrics={"test/acc": width / 99})
-        for width in (7, 8, 9) for seed in range(4)
-    ]  # fmt: skip
+        for width, seed in itertools.product((7, 8, 9), range(4))
+    ]
     frame = load(*runs, stores.run("other", dataset_digest="d2", width=7, batch_size=64, metrics={"test/acc": 0.99}))
-    found = page.gather(page.Source(frame, stores.uri(database), tmp_path))["settings"]
+    found = page.gather(page.PageInputs(frame, stores.uri(database), tmp_path))["settings"]
     assert [setting["name"] for setting in found] == ["width", "seed"]
     assert found[0]["importance"] > 0.9
     assert sum(value is None for value in found[0]["values"]) == 1

@@ -17,10 +17,18 @@ def configured(**changes) -> schema.Config:
 
 
 VARIANTS = [
-    {}, {"dataset__file": "other.npz"}, {"dataset__val_size": 0.2}, {"model__hidden_sizes": [5]}, {"seed": 2**60},
-    {"schedule__stages": [[1, 0.1], [1, 0.01]]}, {"optimizer": {"name": "adam"}}, {"trainer__batch_size": 7},
-    {"dataset__mean": [0.5]}, {"trainer__shuffle": False}, {"dataset__root": "elsewhere"},
-]  # fmt: skip
+    {},
+    {"dataset__file": "other.npz"},
+    {"dataset__val_size": 0.2},
+    {"model__hidden_sizes": [5]},
+    {"seed": 2**60},
+    {"schedule__stages": [[1, 0.1], [1, 0.01]]},
+    {"optimizer": {"name": "adam"}},
+    {"trainer__batch_size": 7},
+    {"dataset__mean": [0.5]},
+    {"trainer__shuffle": False},
+    {"dataset__root": "elsewhere"},
+]
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,15 @@ from stagetree.report import statistics as stats
 
 RNG = np.random.default_rng(0)
 # Test accuracies of 120 seeds of an MLP with 32 hidden units after 5 epochs on scikit-learn's digits (0.1, SGD).
-ACCURACIES = np.array([
-    319, 323, 324, 321, 319, 321, 318, 323, 323, 315, 313, 324, 321, 319, 321, 322, 319, 325, 326, 320, 325, 327,
-    324, 317, 322, 321, 319, 319, 318, 323, 322, 319, 326, 317, 321, 319, 322, 327, 319, 316, 325, 318, 319, 322,
-    307, 318, 312, 322, 322, 323, 328, 323, 315, 318, 316, 327, 321, 324, 317, 327, 326, 324, 323, 320, 317, 322,
-    321, 320, 319, 322, 318, 324, 318, 321, 321, 322, 326, 319, 320, 318, 323, 322, 323, 323, 320, 325, 322, 327,
-    317, 320, 322, 316, 327, 322, 322, 322, 321, 323, 320, 323, 316, 321, 322, 318, 326, 328, 326, 327, 319, 323,
-    325, 316, 325, 326, 323, 316, 321, 320, 321, 326,
-]) / 360  # fmt: skip
+CORRECT = """
+319 323 324 321 319 321 318 323 323 315 313 324 321 319 321 322 319 325 326 320 325 327
+324 317 322 321 319 319 318 323 322 319 326 317 321 319 322 327 319 316 325 318 319 322
+307 318 312 322 322 323 328 323 315 318 316 327 321 324 317 327 326 324 323 320 317 322
+321 320 319 322 318 324 318 321 321 322 326 319 320 318 323 322 323 323 320 325 322 327
+317 320 322 316 327 322 322 322 321 323 320 323 316 321 322 318 326 328 326 327 319 323
+325 316 325 326 323 316 321 320 321 326
+"""
+ACCURACIES = np.array(CORRECT.split(), float) / 360
 
 
 def table(lines, n, kind, n_tables):
@@ -113,10 +114,9 @@ def test_on_pure_noise_any_setting_is_shown_in_at_most_5_per_cent_of_tables():
 
 def test_importance_ranks_settings_and_says_nothing_of_chance_or_of_what_occurs_once():
     n = 80
-    settings = pd.DataFrame({
-        "noise": RNG.integers(0, 4, n), "weak": np.arange(n) // 4 % 2, "lr": np.arange(n) % 4,
-        "each its own": np.arange(n), "same": 1,
-    })  # fmt: skip
+    runs = np.arange(n)
+    settings = pd.DataFrame({"noise": RNG.integers(0, 4, n), "weak": runs // 4 % 2, "lr": runs % 4})
+    settings = settings.assign(**{"each its own": runs, "same": 1})
     metric = settings["lr"] + 1.5 * settings["weak"] + RNG.normal(scale=0.1, size=n)
     metric[0] = np.inf  # a run that diverged is left out
     found = stats.importance(settings, metric)

@@ -98,17 +98,14 @@ def printed(frame, *, top=20, path=None, **options):
 
 @pytest.fixture
 def many(load):
-    return load(
-        *(
-            run(
-                f"300-100 sgd lr {lr} momentum {momentum} batch_size 32 and a long tail seed {seed}",
-                status="finished" if seed else "failed", seed=seed, momentum=momentum, lrs=f"[{lr}, 0.001]", dropout=lr,
-                metrics={"val/acc": 0.97216 + lr / 100, "val/loss": 0.1, "test/acc": 0.9, "test/loss": 0.12345 * lr,
-                         "train_seconds": 12.34},
-            )
-            for lr in (0.1, 0.01) for momentum in (0.0, 0.9) for seed in (0, 1, 2)
-        )
-    )  # fmt: skip
+    def one(lr, momentum, seed):
+        params = {"seed": seed, "momentum": momentum, "lrs": f"[{lr}, 0.001]", "dropout": lr}
+        metrics = {"val/acc": 0.97216 + lr / 100, "val/loss": 0.1, "test/acc": 0.9, "test/loss": 0.12345 * lr}
+        name = f"300-100 sgd lr {lr} momentum {momentum} batch_size 32 and a long tail seed {seed}"
+        status = "finished" if seed else "failed"
+        return run(name, status=status, metrics=metrics | {"train_seconds": 12.34}, **params)
+
+    return load(*itertools.starmap(one, itertools.product((0.1, 0.01), (0.0, 0.9), (0, 1, 2))))
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
@@ -185,11 +182,10 @@ def test_runs_that_cannot_be_compared_have_tables_of_their_own(load):
         run("one", dataset="cifar10", metrics={"test/acc": 0.5}),
         run("two", dataset="mnist", metrics={"test/acc": 0.9}),
         run("three", dataset="mnist", seed=1, metrics={"test/acc": 0.8}),
-    )  # fmt: skip
+    )
     *table, last = printed(ranking.rank(frame), top=1).splitlines()
-    assert [line.split()[:2] for line in table] == [
-        ["mnist,", "by"], ["rank", "run_name"], ["1", "two"], ["cifar10,", "by"], ["rank", "run_name"], ["1", "one"],
-    ]  # fmt: skip
+    starts = [" ".join(line.split()[:2]) for line in table]
+    assert starts == ["mnist, by", "rank run_name", "1 two", "cifar10, by", "rank run_name", "1 one"]
     assert last == (
         "3 runs, 0 failed; ranked within 2 groups, since the data or its division differs; first 2 of 3 lines above"
     )

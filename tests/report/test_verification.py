@@ -95,6 +95,11 @@ def overwrite_database(swept: Swept) -> None:
     swept.database.write_bytes(content)
 
 
+def replace(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+LEADERBOARD = Path("leaderboard.csv")
 FIRST = "(select run_uuid from params where key = 'epochs_total' and value = '1')"
 DAMAGES = {
     "weights deleted": (lambda s: s.weights().unlink(), "the checkpoint is missing"),
@@ -138,17 +143,14 @@ DAMAGES = {
         "MLflow has no record of it",
     ),
     "a leaderboard's value changed": (
-        lambda s: Path("leaderboard.csv").write_text(Path("leaderboard.csv").read_text().replace(",finished", ",failed")
-                                                     .replace(str(s.runs()[0].metrics["test/acc"]), "0.123")),
+        lambda s: replace(LEADERBOARD, str(s.runs()[0].metrics["test/acc"]), "0.123"),
         "test_acc differs from MLflow's",
     ),
     "a leaderboard's row lost": (
-        lambda s: Path("leaderboard.csv").write_text(
-            "\n".join(Path("leaderboard.csv").read_text().splitlines()[:-1]) + "\n"
-        ),
+        lambda s: replace(LEADERBOARD, LEADERBOARD.read_text().splitlines()[-1], ""),
         "1 rows are missing",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

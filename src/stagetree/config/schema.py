@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, field_validator, model_validator
 
+from stagetree.config.metrics import metric_name
 from stagetree.redact import redact
 from stagetree.tree.notation import parse_stages
 from stagetree.tree.runs import Stage
@@ -371,18 +372,14 @@ class Tracking(Frozen):
         return self
 
 
-Metric = Literal["val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds"]
-
-
-def _underscored(value: Any) -> Any:
-    """`test/acc`, as MLflow has it, is `test_acc` here."""
-    return value.replace("/", "_") if isinstance(value, str) else value
+MetricName = Literal["val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds"]
+"""Those of `config.metrics`, which a test compares."""
 
 
 class Report(Frozen):
     """The leaderboard."""
 
-    metric: Annotated[Metric | None, BeforeValidator(_underscored)] = None
+    metric: Annotated[MetricName | None, BeforeValidator(metric_name)] = None
     """Column to rank by; `null`: `val_acc` where there is one, else `test_acc`. Losses rank upwards."""
     top: Count = 20
     """Lines printed; the file has all."""

@@ -115,12 +115,12 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """As torch.nn defines them, with its default parameters."""
 
 
-# ---------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------- misclassified images
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """A test picture that a run takes for something else."""
+class Misclassified:
+    """A test image that a run takes for something else."""
 
     index: int
     """In the test set."""
@@ -130,18 +130,20 @@ class Mistake:
     """Probability of the class it said."""
 
 
-def confusion(network: Network, pixels: np.ndarray, labels: np.ndarray, most: int) -> tuple[np.ndarray, list[Mistake]]:
-    """Count what a run makes of labelled pictures.
+def confusion(
+    network: Network, pixels: np.ndarray, labels: np.ndarray, most: int
+) -> tuple[np.ndarray, list[Misclassified]]:
+    """Count what a run makes of labelled images.
 
     Args:
         network: of the run.
         pixels: `(n, in_features)`.
         labels: int64 `(n,)`.
-        most: mistakes to return.
+        most: misclassified images to return.
 
     Returns:
-        Confusion matrix, int64 `(n_classes, n_classes)`, a row for each true class; and the mistakes of which the run
-        was surest.
+        Confusion matrix, int64 `(n_classes, n_classes)`, a row for each true class; and the misclassified images of
+        which the run was surest.
     """
     probabilities = network.probabilities(pixels)
     said = probabilities.argmax(1)
@@ -150,4 +152,4 @@ def confusion(network: Network, pixels: np.ndarray, labels: np.ndarray, most: in
     confidence = probabilities[np.arange(len(said)), said]
     wrong = np.flatnonzero(said != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    return matrix, [Mistake(int(i), int(labels[i]), int(said[i]), float(confidence[i])) for i in worst]
+    return matrix, [Misclassified(int(i), int(labels[i]), int(said[i]), float(confidence[i])) for i in worst]

@@ -5,16 +5,18 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from stagetree.config.identity import trunk_digest
+from stagetree.config.params import OF_DATA, param
 from stagetree.config.schema import Config
 from stagetree.data.cache import DataInfo
 from stagetree.redact import redact_values
-from stagetree.tree.notation import WRITTEN_OUT, brief, short
+from stagetree.tree.notation import WRITTEN_OUT, brief
 from stagetree.tree.runs import Run, Stage, Stages, Trunk
 from stagetree.tree.stage_tree import StageTree
 
@@ -41,6 +43,8 @@ class RunEntry:
     """Epochs of its schedule that it shares with another run of the sweep."""
     command: str
     """Trains this run alone."""
+    trunk_json: str = ""
+    """Canonical JSON of all that decides its numbers but the schedule; empty in what earlier versions wrote."""
 
 
 def write_entries(path: Path, entries: Iterable[RunEntry]) -> None:
@@ -70,40 +74,45 @@ def describe(
 ) -> tuple[RunEntry, ...]:
     """Describe each run; names say what varies in the sweep. All mappings are by uid."""
     params = {uid: recorded_params(config, runs[uid].trunk, len(infos[uid].classes)) for uid, config in configs.items()}
-    # a setting that only some optimizers or losses have varies where those that have it differ
-    values: dict[str, set[str]] = {}
-    for one in params.values():
-        for key, value in one.items():
-            values.setdefault(key, set()).add(str(value))
-    varying = {key for key, distinct in values.items() if len(distinct) > 1}
-    data_said = {(*(str(one.get(name)) for name in DATA_PARAMS), one["dataset_digest"]) for one in params.values()}
-    if len({said[:-1] for said in data_said}) == len(data_said):
-        varying.discard("dataset_digest")
+    varying = _varying(params.values())
     paths = _paths(whole)
-    users: dict[str, int] = {}
-    for path in paths.values():
-        for uid in path:
-            users[uid] = users.get(uid, 0) + 1
+    users = Counter(uid for path in paths.values() for uid in path)
     epochs = {node.uid: node.epochs for node in whole.walk()}
-    return tuple(
-        RunEntry(
+
+    def entry(uid: str) -> RunEntry:
+        trunk, info, settings = runs[uid].trunk, infos[uid], params[uid]
+        named = {name: value for name, value in settings.items() if not param(name).of_schedule}
+        counts = {"n_train": info.n_train, "n_test": info.n_test}
+        return RunEntry(
             uid=uid,
-            name=_name(params[uid], varying),
-            trunk_name=_name(params[uid], varying, without=("lrs", "epochs")),
-            trunk=trunk_digest(runs[uid].trunk),
+            name=_name(settings, varying),
+            trunk_name=_name(named, varying),
+            trunk=trunk_digest(trunk),
+            trunk_json=trunk.json,
             path=paths[uid],
-            params=params[uid],
+            params=settings,
             config=redact_values(configs[uid].model_dump(mode="json")),
-            dataset={
-                "name": configs[uid].dataset.label, "digest": infos[uid].digest,
-                "n_train": infos[uid].n_train, "n_test": infos[uid].n_test,
-            },
+            dataset={"name": configs[uid].dataset.label, "digest": info.digest, **counts},
             stages=configs[uid].schedule.stages,
             shared_epochs=sum(epochs[node] for node in paths[uid] if users[node] > 1),
             command=commands[uid],
         )
-        for uid in runs
-    )  # fmt: skip
+
+    return tuple(map(entry, runs))
+
+
+def _varying(params: Collection[Mapping[str, Any]]) -> set[str]:
+    """Name the parameters that differ between runs which have them, as some optimizers and losses alone do.
+
+    The digest of the data is one of them only where nothing else tells the data sets apart.
+    """
+    values: dict[str, set[str]] = {}
+    for one in params:
+        for key, value in one.items():
+            values.setdefault(key, set()).add(str(value))
+    varying = {key for key, distinct in values.items() if len(distinct) > 1}
+    data = {(one["dataset_digest"], *(str(one.get(name)) for name in OF_DATA)) for one in params}
+    return varying - {"dataset_digest"} if len({said[1:] for said in data}) == len(data) else varying
 
 
 def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
@@ -117,10 +126,6 @@ def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
                 path.append(parent)
             paths[node.uid] = tuple(reversed(path))
     return paths
-
-
-DATA_PARAMS = ("dataset", "test_size", "test_seed", "height", "width", "grayscale")
-"""What tells data sets apart for people; data that differs all the same is told apart by its digest."""
 
 
 def recorded_params(config: Config, trunk: Trunk, n_classes: int) -> dict[str, Any]:
@@ -137,7 +142,7 @@ def recorded_params(config: Config, trunk: Trunk, n_classes: int) -> dict[str, A
     params = {
         "dataset": config.dataset.label,
         "dataset_digest": rest.pop("data")[:16],
-        **{name: dataset[name] for name in DATA_PARAMS if name in dataset},
+        **{name: dataset[name] for name in OF_DATA if name in dataset},
         **{name: rest.pop(name) for name in ("mean", "std", "val_size", "val_seed")},
         "architecture": config.model.architecture(n_classes),
         **model,
@@ -160,27 +165,9 @@ def recorded_params(config: Config, trunk: Trunk, n_classes: int) -> dict[str, A
     return params
 
 
-_IN_NAMES = {"architecture", "optimizer", "lrs"}  # always named
-_NOT_IN_NAMES = {"hidden_sizes", "n_params", "n_layers", "epochs_total"}  # said by others
-
-
-def _name(params: Mapping[str, Any], varying: set[str], without: Sequence[str] = ()) -> str:
+def _name(params: Mapping[str, Any], varying: set[str]) -> str:
     """Short, as MLflow's table cuts names: `300 sgd lr 0.1>0.001 epochs 20>10 seed 2`."""
-    words = []
-    for key, value in params.items():
-        if key in without:
-            continue
-        if key not in _IN_NAMES and (key not in varying or key in _NOT_IN_NAMES or key[-1].isdigit()):
-            continue
-        if key == "architecture":
-            words.append("-".join(map(str, params["hidden_sizes"])) or "softmax")
-        elif key == "dataset_digest":
-            words.append(f"data {value[:8]}")
-        elif key in ("dataset", "optimizer", "activation"):
-            words.append(str(value))
-        elif key in ("lrs", "epochs"):
-            written = value if isinstance(value, str) else ">".join(map(short, value))
-            words.append(f"{'lr' if key == 'lrs' else key} {written}")
-        else:
-            words.append(f"{key} {value}")
-    return " ".join(words)
+    known = map(param, params)
+    return " ".join(
+        one.words(params) for one in known if one.named == "always" or (one.named == "varies" and one.name in varying)
+    )

@@ -7,9 +7,8 @@ import base64
 import io
 import json
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,27 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
+from stagetree.config.metrics import METRICS, Metric, metric_column
+from stagetree.config.params import param
 from stagetree.data import cache
 from stagetree.errors import InputError
-from stagetree.models.inference import Mistake, Network, confusion
+from stagetree.models.inference import Misclassified, Network, confusion
 from stagetree.report import history, ranking, statistics, table
-from stagetree.storage.files import write_atomic
 from stagetree.tracking import store
 from stagetree.tracking.networks import load_network
 
 MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
 """Runs whose learning curves are read, the best first; of a server each is a request."""
-MISTAKES = 24
+MOST_IMAGES = 24
+"""Misclassified images that are shown."""
+MOST_EXACT = 2**53
+"""The last whole number that JavaScript tells from the next."""
 SCRIPTS = ("common", "table", "plots", "tree", "start")
 """Of `assets`, in their order."""
 
 
 @dataclass(frozen=True)
-class Source:
+class PageInputs:
     """What a page is made of."""
 
     frame: DataFrame
@@ -42,18 +45,14 @@ class Source:
     uri: str
     """Of the store, for the learning curves."""
     output_dir: Path
-    """Of the checkpoints and the prepared data, for the best run's mistakes."""
+    """Of the checkpoints and the prepared data, for the best run's misclassified images."""
     metric: str | None = None
     """As for `ranking.rank`."""
     command: str = ""
     """What was typed; empty: all runs of the experiment."""
 
 
-MOST_EXACT = 2**53
-"""The last whole number that JavaScript tells from the next."""
-
-
-def write_page(source: Source, path: Path) -> None:
+def write_page(inputs: PageInputs, path: Path) -> None:
     """Write the page.
 
     Raises:
@@ -65,16 +64,12 @@ def write_page(source: Source, path: Path) -> None:
         "/*style*/": (folder / "leaderboard.css").read_text("utf-8"),
         "/*plotly*/": (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8"),
         "/*script*/": "\n".join((folder / f"{name}.js").read_text("utf-8") for name in SCRIPTS),
-        "/*data*/": _as_json(gather(source)),
+        "/*data*/": _as_json(gather(inputs)),
     }
     for mark, text in parts.items():
         before, _, after = page.partition(mark)
         page = before + text + after
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, page.encode())
-    except OSError as error:
-        raise InputError(f"report.output: cannot write {path}, got {error.strerror} (give another file)") from error
+    table.write_output(path, page.encode())
 
 
 def _as_json(values: Any) -> str:
@@ -93,31 +88,32 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def gather(source: Source) -> dict[str, Any]:
+def gather(inputs: PageInputs) -> dict[str, Any]:
     """Collect all that the page shows as plain values; what each part is, its function says.
 
     Raises:
         InputError: as `ranking.rank`.
     """
-    frame = source.frame.drop_duplicates("run_id")
-    ranked = ranking.rank(frame, source.metric)
+    frame = inputs.frame.drop_duplicates("run_id")
+    ranked = ranking.rank(frame, inputs.metric)
     metric = ranked.attrs["metric"]
     known = frame.set_index("run_id").loc[ranked["run_id"]]
-    most = MOST_CURVES if store.is_sql(source.uri) else MOST_CURVES_OF_SERVER
+    most = MOST_CURVES if store.is_sql(inputs.uri) else MOST_CURVES_OF_SERVER
     shown = ranked["run_id"].head(most).tolist()
-    histories = store.load_histories(source.uri, shown) if shown else {}
-    best = _load_best(ranked, known, source)
+    histories = store.load_histories(inputs.uri, shown) if shown else {}
+    best = _load_best(ranked, known, inputs)
     comparable = known[ranking.in_first_group(ranked).to_numpy()].reindex(known.index)
     return {
         "metric": metric,
-        "command": source.command,
+        "metrics": {name: _described(one) for name, one in METRICS.items()},
+        "command": inputs.command,
         "summary": table.summary(ranked),
         "runs": _table(ranked, [""] * len(ranked)),
-        "seeds": _over_seeds(frame, source.metric),
+        "seeds": _over_seeds(frame, inputs.metric),
         "settings": _settings(comparable, metric),
         "curves": history.curves(known, histories),
         "tree": history.tree(known, histories, metric),
-        "best": _mistakes(known["run_name"].iloc[0], best),
+        "best": _misclassified(known["run_name"].iloc[0], best),
         "commands": known["command"].where(known["command"].notna(), None).tolist(),
     }
 
@@ -125,40 +121,47 @@ def gather(source: Source) -> dict[str, Any]:
 # ---------------------------------------------------------------- tables
 
 
-def _table(frame: DataFrame, marks: list[str]) -> dict[str, Any]:
-    """Columns with figures before settings, each with its name, its kind, whether it is shown, and a value a row.
+def _described(metric: Metric) -> dict[str, Any]:
+    return {"label": metric.label, "kind": metric.kind, "higher": metric.higher_is_better}
 
-    `marks`: of `stats.marks`; single runs have none, since one run does not tell the luck of its seed. What all rows
-    have in common is not shown.
+
+def _table(frame: DataFrame, marks: list[str]) -> dict[str, Any]:
+    """Columns with metrics before settings, those of the metric that ranks first, and the mark of each row.
+
+    What all rows have in common is not shown.
+
+    Args:
+        frame: from `ranking.rank` or `ranking.aggregate`.
+        marks: of `statistics.marks`; single runs have none, since one run does not tell the luck of its seed.
     """
-    metric = frame.attrs["metric"]
-    figures = sorted((name for name in frame if _kind(name, frame[name]) != "text" and _is_figure(name)),
-                     key=lambda name: not re.fullmatch(f"{metric}(_mean|_std|_n)?", name))  # fmt: skip
+    numbers = [name for name in frame if metric_column(name)[0] or name in ("n", "n_failed")]
+    numbers.sort(key=lambda name: metric_column(name)[0] is not METRICS[frame.attrs["metric"]])
     first = [name for name in ("rank", "run_name") if name in frame]
     first += ["status"] if "status" in frame and frame["status"].nunique() > 1 else []
     columns = [
-        {
-            "name": name,
-            "kind": _kind(name, frame[name]),
-            "shown": name in first or (name != "run_id" and (name in figures or frame[name].nunique(dropna=False) > 1)),
-            "values": _plain(frame[name]),
-        }
-        for name in dict.fromkeys([*first, *figures, *frame])
+        _column(frame[name], shown=name in (*first, *numbers) or (name != "run_id" and _varies(frame[name])))
+        for name in dict.fromkeys([*first, *numbers, *frame])
         if name in first or frame[name].notna().any()
     ]
     return {"columns": columns, "marks": marks}
 
 
-def _is_figure(name: str) -> bool:
-    return re.sub(r"_(mean|std|n)$", "", name) in store.METRICS or name in ("n", "n_failed")
+def _varies(column: Series) -> bool:
+    return column.nunique(dropna=False) > 1
 
 
-def _kind(name: str, column: Series) -> str:
-    """How a value is written: `acc` as per cent, `loss`, `number` or `text`."""
-    if not _is_numeric(column):
-        return "text"
-    stem = re.sub(r"_(mean|std)$", "", name)
-    return next((kind for kind in ("acc", "loss", "seconds") if stem.endswith(f"_{kind}")), "number")
+def _column(column: Series, *, shown: bool) -> dict[str, Any]:
+    """A column's name, what people read above it, how its values are written, whether it is shown, and its values.
+
+    The kind is that of a metric, or `number`, or `text`.
+    """
+    name = str(column.name)
+    metric, statistic = metric_column(name)
+    said = {"label": name, "kind": "number" if _is_numeric(column) else "text", "higher": False}
+    if metric:
+        label = f"{metric.label}, {statistic}" if statistic else metric.label
+        said = _described(metric) | {"label": label} | ({"kind": "number"} if statistic == "n" else {})
+    return {"name": name, **said, "shown": shown, "values": _plain(column)}
 
 
 def _is_numeric(column: Series) -> bool:
@@ -194,16 +197,6 @@ def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- settings
 
 
-def _swept(known: DataFrame) -> list[str]:
-    """Settings that differ between runs, each once."""
-    names = [
-        name
-        for name in known
-        if name not in (*store.ATTRIBUTES, *store.METRICS) and not history.REPEATED.fullmatch(name)
-    ]
-    return [name for name in names if known[name].nunique() > 1]
-
-
 def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
     """Each swept setting with its importance and a value a run, the most important first, seeds last.
 
@@ -211,69 +204,61 @@ def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
         known: a row a run; those that cannot be compared with the first one are empty.
         metric: that ranks.
     """
-    swept = _swept(known)
+    swept = [name for name in store.param_columns(known) if param(name).plotted and known[name].nunique() > 1]
     finished = known["status"] == "finished"
     importance = statistics.importance(known.loc[finished, swept], known.loc[finished, metric])
     importance = importance.sort_index(key=lambda names: names == "seed", kind="stable")
     return [
         {
             "name": name,
-            "importance": float(f"{importance[name]:.4f}"),
+            "importance": float(f"{share:.4f}"),
             "numeric": _is_numeric(known[name]),
             "values": _plain(known[name]),
         }
-        for name in importance.index
+        for name, share in importance.items()
     ]
 
 
 # ---------------------------------------------------------------- the best run
 
 
-def _load_best(ranked: DataFrame, known: DataFrame, source: Source) -> Network | str:
+def _load_best(ranked: DataFrame, known: DataFrame, inputs: PageInputs) -> Network | str:
     """The first run's network, or why there is none."""
     if ranked["rank"].isna().all():
         return "No run is ranked yet."
     try:
-        return load_network(source.output_dir, known["uid"].iloc[0], source.uri, known.index[0])
+        return load_network(inputs.output_dir, known["uid"].iloc[0], inputs.uri, known.index[0])
     except InputError as error:
         return str(error)
 
 
-def _mistakes(name: str, network: Network | str) -> dict[str, Any]:
-    """A run's confusion matrix on the test set, and the mistakes of which it was surest, as pictures."""
+def _misclassified(name: str, network: Network | str) -> dict[str, Any]:
+    """A run's confusion matrix on the test set, and the misclassified images of which it was surest."""
     if isinstance(network, str):
         return {"missing": network}
     try:
         arrays = cache.load(Path(network.info.folder), network.info.digest)
     except InputError as error:
         return {"missing": str(error)}
-    matrix, mistakes = confusion(network, arrays.test_images, arrays.test_labels, MISTAKES)
-    return {
-        "run": name,
-        "classes": list(network.info.classes),
-        "matrix": matrix.tolist(),
-        "mistakes": list(_drawn(mistakes, arrays)),
-    }
+    matrix, misclassified = confusion(network, arrays.test_images, arrays.test_labels, MOST_IMAGES)
+    images = [_drawn(one, arrays) for one in misclassified]
+    return {"run": name, "classes": list(network.info.classes), "matrix": matrix.tolist(), "misclassified": images}
 
 
-def _drawn(mistakes: Iterable[Mistake], arrays: cache.Arrays) -> Iterator[dict[str, Any]]:
-    for mistake in mistakes:
-        png = base64.b64encode(draw_png(arrays.test_images[mistake.index], arrays.info)).decode()
-        yield {
-            "index": mistake.index, "label": mistake.label, "said": mistake.said,
-            "confidence": round(mistake.confidence, 4), "png": f"data:image/png;base64,{png}",
-        }  # fmt: skip
+def _drawn(one: Misclassified, arrays: cache.Arrays) -> dict[str, Any]:
+    png = base64.b64encode(draw_png(arrays.test_images[one.index], arrays.info)).decode()
+    return asdict(one) | {"confidence": round(one.confidence, 4), "png": f"data:image/png;base64,{png}"}
 
 
 def draw_png(pixels: np.ndarray, info: cache.DataInfo) -> bytes:
-    """Draw one picture of a data set in its own size; floats are stretched to their range."""
+    """Draw one image of a data set in its own size; floats are stretched to their range."""
     from PIL import Image
 
-    picture = pixels.reshape(info.image_shape)
+    image = pixels.reshape(info.image_shape)
     if info.scale == 1.0:
-        low, high = float(picture.min()), float(picture.max())
-        picture = ((picture - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
-    image = Image.fromarray(picture.transpose(1, 2, 0) if len(picture) == 3 else picture[0])
+        low, high = float(image.min()), float(image.max())
+        image = ((image - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
+    drawn = Image.fromarray(image.transpose(1, 2, 0) if len(image) == 3 else image[0])
     buffer = io.BytesIO()
-    image.save(buffer, format="png")
+    drawn.save(buffer, format="png")
     return buffer.getvalue()

@@ -1,28 +1,19 @@
 """DataFrame -> leaderboard: runs in the order of a metric, one by one or as means over seeds."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
-from stagetree.config.schema import AnyOptimizer
+from stagetree.config.metrics import METRICS, leaderboard_metrics, metric_name
+from stagetree.config.params import COLUMNS, OPTIMIZER_SETTINGS, param
 from stagetree.errors import InputError, choices
-from stagetree.tracking.store import ATTRIBUTES, METRICS, PARAMS
+from stagetree.tracking.store import param_columns
 
 STATUSES = ("finished", "running", "scheduled", "killed", "failed")
 """Of runs, in the order in which they are listed."""
-OUTSIDE_TRUNK = ("seed", "lrs", "epochs")
-"""Params that `stagetree.trunk` does not cover."""
-_FIGURES = ("val_loss", "val_acc", "test_loss", "test_acc")
-_OPTIMIZER_SETTINGS = tuple(
-    dict.fromkeys(name for kind in get_args(get_args(AnyOptimizer)[0]) for name in kind.model_fields if name != "name")
-)
-# Logged as numbers for MLflow's plots; architecture, lrs and epochs say the same.
-_DERIVED = re.compile(r"n_layers|hidden_sizes|epochs_total|(log10_)?lr_\d+|epochs_\d+")
 
 
 def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
@@ -30,7 +21,7 @@ def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
 
     Accuracies rank downwards, losses and seconds upwards. Ties are broken by the other metrics in the order of
     `METRICS`, then by uid, so the same configurations rank alike in every store. Runs that are not finished, or whose
-    metric is not finite, have no rank and come last. Params beyond `PARAMS` are shown if they vary.
+    metric is not finite, have no rank and come last. Params beyond `COLUMNS` are shown if they vary.
 
     Runs are ranked within what can be compared: the same data and, but for metrics of the test set, the same division
     into training and validation. If there are several such groups, that with most finished runs comes first, the column
@@ -45,17 +36,12 @@ def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
         InputError: there is no such metric, or no finished run has a value of it.
     """
     groups = _groups(frame, metric)
-    order, ranks = [], []
-    for rows, by in groups.parts():
-        part = frame.loc[rows]
-        ranked = (part["status"] == "finished") & np.isfinite(part[by])
-        tier = part["status"].map(STATUSES.index).add(1).mask(ranked, 0)
-        order += list(_best_first(part, by, tier, "uid", "run_id"))
-        ranks += _ranks(ranked)
+    order = _in_order(frame, groups, frame["status"].map(STATUSES.index))
     described, others = _split_params(frame[_params(frame)])
     reason = ["reason"] if frame["reason"].notna().any() else []
-    columns = ["run_name", "run_id", *described, *_figures(*groups.metrics.values()), "status", *others, *reason]
-    return _numbered(frame.loc[order, columns], ranks, groups)
+    metrics = leaderboard_metrics(*groups.metrics.values())
+    columns = ["run_name", "run_id", *described, *metrics, "status", *others, *reason]
+    return _numbered(frame.loc[order.index, columns], order, groups)
 
 
 def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFrame:
@@ -82,26 +68,23 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
     groups = _groups(frame, metric, over)
     finished = frame["status"] == "finished"
     runs = frame.assign(n=finished, n_failed=frame["status"].isin(["failed", "killed"]))
-    runs[list(METRICS)] = runs[list(METRICS)].where(np.isfinite(runs[list(METRICS)])).mask(~finished)
+    values = runs[list(METRICS)]
+    runs[list(METRICS)] = values.where(np.isfinite(values)).mask(~finished)
     runs = runs.sort_values(["n", "uid"], ascending=[False, True]).drop_duplicates("uid")  # finished ones stay
     numbers = _lines(runs, identity, over)
-    runs = runs.set_index(numbers)
-    line = runs.groupby(level=0)
-    is_first = ~numbers.duplicated().to_numpy()
-    first, first_rows, mean = runs[is_first], numbers.index[is_first], line[list(METRICS)].mean()
+    line = runs.set_index(numbers).groupby(level=0)
+    first = runs[~numbers.duplicated()]
+    groups = Groups(groups.names[first.index].set_axis(numbers[first.index]), groups.metrics)
+    first = first.set_index(numbers[first.index])
+    mean = line[list(METRICS)].mean()
     statistics = {}
-    for name in _figures(*groups.metrics.values()):
+    for name in leaderboard_metrics(*groups.metrics.values()):
         statistics |= {f"{name}_mean": mean[name], f"{name}_std": line[name].std(), f"{name}_n": line[name].count()}
-    order, ranks = [], []
-    groups = Groups(groups.names.loc[first_rows].set_axis(first.index), groups.metrics)
-    for rows, by in groups.parts():
-        part = mean.loc[rows]
-        ranked = part[by].notna()
-        order += list(_best_first(part.assign(uid=first["uid"]), by, ~ranked, "uid"))
-        ranks += _ranks(ranked)
+    order = _in_order(first.assign(**mean), groups, Series(0, index=first.index))
     described, others = _split_params(first[identity])
     lines = first[[*described, *others]].assign(**statistics, **line[["n", "n_failed"]].sum())
-    return _numbered(lines.loc[order, [*described, *statistics, "n", "n_failed", *others]], ranks, groups)
+    columns = [*described, *statistics, "n", "n_failed", *others]
+    return _numbered(lines.loc[order.index, columns], order, groups)
 
 
 @dataclass(frozen=True)
@@ -122,7 +105,7 @@ class Groups:
 def _groups(frame: DataFrame, metric: str | None, over: str = "") -> Groups:
     """Divide the runs into those that can be compared, by all that decides it but `over`."""
     chosen = metric and _choose_metric(frame, metric)
-    split = [] if chosen in ("test_acc", "test_loss") else ["val_size", "val_seed"]
+    split = [] if chosen and METRICS[chosen].split == "test" else ["val_size", "val_seed"]
     parts = {name: frame[name].astype(object) for name in split if name in frame and name != over}
     if len(parts) == 2:
         parts["val_seed"] = parts["val_seed"].mask(frame["val_size"] == 0, 0)
@@ -150,10 +133,11 @@ def _said_of_split(run: Series, names: Sequence[str]) -> str:
 
 def _lines(runs: DataFrame, params: Sequence[str], over: str) -> Series:
     """Number the runs by what they are, but for one param."""
-    known = runs["trunk"].notna() & (over in OUTSIDE_TRUNK)
-    outside = [name for name in OUTSIDE_TRUNK if name != over]
-    outside += ["stages"] * (over not in ("lrs", "epochs"))  # of long schedules, whose lists are cut
-    others = [name for name in params if name not in outside]
+    known = runs["trunk"].notna() & (not param(over).in_trunk)
+    outside = [name for name in params if not param(name).in_trunk]
+    others = [name for name in params if param(name).in_trunk]
+    if not param(over).of_schedule:
+        outside.append("stages")
     keys = runs[outside].assign(trunk=runs["trunk"].where(known, None))
     keys = keys.join(runs[others].astype(object).mask(known))
     return keys.groupby(list(keys), dropna=False).ngroup()
@@ -163,49 +147,54 @@ def _choose_metric(frame: DataFrame, metric: str | None) -> str:
     finished = frame[frame["status"] == "finished"]
     if metric is None:
         return "val_acc" if finished["val_acc"].notna().any() else "test_acc"
-    name = metric.replace("/", "_")
+    name = metric_name(metric)
     known = [known for known in METRICS if finished.empty or finished[known].notna().any()]
     if name in METRICS and name not in known:
-        raise InputError(f"report.metric: no finished run has a value of {name!r}{choices(name, list(known))}")
+        raise InputError(f"report.metric: no finished run has a value of {name!r}{choices(name, known)}")
     if name not in known:
-        raise InputError(f"report.metric: got {metric!r}{choices(name, list(known))}")
+        raise InputError(f"report.metric: got {metric!r}{choices(name, known)}")
     return name
 
 
 def _params(frame: DataFrame) -> list[str]:
-    return [name for name in frame if name not in (*ATTRIBUTES, *METRICS) and not _DERIVED.fullmatch(name)]
+    return [name for name in param_columns(frame) if not param(name).derived]
 
 
 def _split_params(params: DataFrame) -> tuple[list[str], list[str]]:
-    """Name the params of the leaderboard: `PARAMS` with the optimizer settings that vary, and others that vary."""
+    """Name the params of the leaderboard: `COLUMNS` with the optimizer settings that vary, and others that vary."""
     varying = [name for name in params if params[name].nunique() > 1]
-    settings = [name for name in _OPTIMIZER_SETTINGS if name in varying]
-    after_optimizer = PARAMS.index("optimizer") + 1
-    described = [*PARAMS[:after_optimizer], *settings, *PARAMS[after_optimizer:]]
+    settings = [name for name in OPTIMIZER_SETTINGS if name in varying]
+    after_optimizer = COLUMNS.index("optimizer") + 1
+    described = [*COLUMNS[:after_optimizer], *settings, *COLUMNS[after_optimizer:]]
     return [name for name in described if name in params], [name for name in varying if name not in described]
 
 
-def _figures(*metrics: str) -> list[str]:
-    return list(dict.fromkeys([*_FIGURES, *metrics, "train_seconds"]))
+def _in_order(frame: DataFrame, groups: Groups, tiers: Series) -> Series:
+    """Order the rows group by group: by tier, then the metric, the ties and the ids.
+
+    Args:
+        frame: with the metrics, `uid` and `run_id`.
+        groups: of its rows.
+        tiers: of each row from 0; a row of tier 0 has a rank if its metric is finite, and else comes after those.
+
+    Returns:
+        Int64, the rank of each row or none, by the rows' labels in their order.
+    """
+    parts = []
+    for rows, metric in groups.parts():
+        part, ranked = frame.loc[rows], (tiers[rows] == 0) & np.isfinite(frame.loc[rows, metric])
+        names = dict.fromkeys([metric, *(name for name, one in METRICS.items() if one.breaks_ties)])
+        values = {name: -part[name] if METRICS[name].higher_is_better else part[name] for name in names}
+        keys = DataFrame({"tier": tiers[rows].add(1).mask(ranked, 0), **values, **part[["uid", "run_id"]]})
+        order, n_ranked = keys.sort_values(list(keys)).index, int(ranked.sum())
+        parts.append(Series([*range(1, n_ranked + 1), *[None] * (len(order) - n_ranked)], order, dtype="Int64"))
+    return pd.concat(parts)
 
 
-def _best_first(frame: DataFrame, metric: str, tier: Series, *last: str) -> pd.Index:
-    """Order the rows' labels: by tier, then the metric, then the ties."""
-    names = dict.fromkeys([metric, *(name for name in METRICS if name != "train_seconds")])
-    keys = {name: -frame[name] if name.endswith("_acc") else frame[name] for name in names}
-    keys = DataFrame({"tier": tier, **keys, **{name: frame[name] for name in last}})
-    return keys.sort_values(list(keys)).index
-
-
-def _ranks(ranked: Series) -> list[int | None]:
-    n_ranked = int(ranked.sum())
-    return [*range(1, n_ranked + 1), *[None] * (len(ranked) - n_ranked)]
-
-
-def _numbered(frame: DataFrame, ranks: Sequence[int | None], groups: Groups) -> DataFrame:
+def _numbered(frame: DataFrame, ranks: Series, groups: Groups) -> DataFrame:
     names = groups.names[frame.index].tolist()
     frame = frame.reset_index(drop=True)
-    frame.insert(0, "rank", pd.array(ranks, dtype="Int64"))
+    frame.insert(0, "rank", ranks.array)
     if len(groups.metrics) > 1:
         frame.insert(1, "group", names)
     frame.attrs |= {"metric": next(iter(groups.metrics.values())), "groups": dict(groups.metrics)}  # for `show`
@@ -218,12 +207,11 @@ def in_first_group(frame: DataFrame) -> Series:
 
 
 def useful_columns(frame: DataFrame) -> tuple[list[str], list[str]]:
-    """Name the params that vary and the leaderboard's figures that some run has, as MLflow spells them.
+    """Name the params that vary and the leaderboard's metrics that some run has, as MLflow spells them.
 
     Args:
         frame: from `load`.
     """
     described, others = _split_params(frame[_params(frame)])
     params = [name for name in (*described, *others) if frame[name].nunique() > 1]
-    metrics = [name for name in (*_FIGURES, "train_seconds") if frame[name].notna().any()]
-    return params, [re.sub(r"_(?=loss|acc)", "/", name) for name in metrics]
+    return params, [METRICS[name].recorded for name in leaderboard_metrics() if frame[name].notna().any()]

@@ -6,6 +6,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from stagetree.config.identity import to_run
+from stagetree.config.params import typed_params
 from stagetree.config.schema import Config
 from stagetree.errors import InputError, choices
 from stagetree.planning.descriptions import recorded_params
@@ -13,11 +14,6 @@ from stagetree.training.devices import resolve_device
 
 GROUPS = ("dataset", "model", "optimizer", "loss", "schedule", "trainer", "seed")
 """Of settings that select."""
-_SAID_BY = {
-    "dataset": ["dataset"], "dataset.file": ["dataset"], "dataset.split": ["dataset"], "model": ["hidden_sizes"],
-    "optimizer": ["optimizer"], "loss": ["loss"], "schedule": ["lrs", "epochs"], "schedule.stages": ["lrs", "epochs"],
-}  # fmt: skip
-"""The params that tell what was chosen; any other setting has a param of its own name."""
 MOST_NAMED = 20
 
 
@@ -40,7 +36,7 @@ def select(frame: DataFrame, config: Config, overrides: Sequence[str]) -> DataFr
         if key.split(".")[0] not in GROUPS or "=" not in word:
             continue
         key = "schedule.stages" if key.startswith("schedule.stages.") else key
-        for param in _SAID_BY.get(key, [key.split(".")[-1]]):
+        for param in typed_params(key):
             if param not in wanted:
                 continue
             known = frame[param] if param in frame else Series(None, index=frame.index, dtype=object)

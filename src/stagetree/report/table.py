@@ -13,10 +13,10 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
+from stagetree.config.metrics import METRICS, Metric, metric_column
 from stagetree.errors import InputError
 from stagetree.report.ranking import STATUSES
 from stagetree.storage.files import write_atomic
-from stagetree.tracking.store import METRICS
 
 _ALWAYS_SHOWN = {"rank", "run_name", "run_id", "n"}
 
@@ -35,9 +35,18 @@ def write_csv(frame: DataFrame, path: Path) -> None:
     """
     text = {name: frame[name].map(_defuse) for name in frame.select_dtypes(exclude="number")}
     defused = frame.assign(**text).rename(columns=_defuse)
+    write_output(path, defused.to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file of the report as a whole or not at all, in a folder that is made if need be.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, defused.to_csv(index=False, lineterminator="\n").encode())
+        write_atomic(path, content)
     except OSError as error:
         raise InputError(f"report.output: cannot write {path}, got {error.strerror} (give another file)") from error
 
@@ -104,11 +113,11 @@ def _format_columns(frame: DataFrame, top: int) -> dict[str, list[str]]:
     """Format the columns that are worth printing; mean and standard deviation become one."""
     columns = {}
     for name in frame:
-        metric, _, statistic = name.rpartition("_")
-        if metric in METRICS:
+        metric, statistic = metric_column(name)
+        if metric and statistic:
             if statistic == "mean" and frame[name].notna().any():
-                pairs = zip(frame[name].head(top), frame[f"{metric}_std"].head(top), strict=True)
-                columns[metric] = [_format_spread(metric, mean, std) for mean, std in pairs]
+                pairs = zip(frame[name].head(top), frame[f"{metric.name}_std"].head(top), strict=True)
+                columns[metric.name] = [_format_spread(metric, mean, std) for mean, std in pairs]
         elif name in _ALWAYS_SHOWN or _says_something(frame[name].head(top) if name == "status" else frame[name]):
             columns[name] = [_format(name, value) for value in frame[name].head(top)]
     return columns
@@ -121,12 +130,8 @@ def _says_something(column: Series) -> bool:
 def _format(name: str, value: Any) -> str:
     if pd.isna(value):
         return ""
-    if name.endswith("_acc"):
-        return f"{100 * value:.2f} %"
-    if name.endswith("_loss"):
-        return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
-    if name == "train_seconds":
-        return f"{value:.1f}"
+    if name in METRICS:
+        return METRICS[name].write(value)
     if name == "n_params":
         return f"{value:,}"
     if name == "run_id":
@@ -134,10 +139,10 @@ def _format(name: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _format_spread(name: str, mean: float, std: float) -> str:
+def _format_spread(metric: Metric, mean: float, std: float) -> str:
     if pd.isna(std):
-        return _format(name, mean)
-    return f"{_format(name, mean).removesuffix(' %')} ± {_format(name, std)}"
+        return _format(metric.name, mean)
+    return f"{metric.write(mean).removesuffix(' %')} ± {metric.write(std)}"
 
 
 def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
@@ -148,7 +153,8 @@ def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
     else:
         first += [name for name in widths if name not in METRICS]
     chosen, free = {}, limit
-    for name in dict.fromkeys([*first, *METRICS[:4], *widths]):
+    chosen_by = [name for name, one in METRICS.items() if one.split in ("val", "test")]
+    for name in dict.fromkeys([*first, *chosen_by, *widths]):
         width = min(widths.get(name, limit), 40)
         if name in widths and width <= free:
             chosen[name] = width

@@ -1,57 +1,20 @@
 """`stagetree verify`: whether checkpoints, MLflow and the leaderboard say the same, and putting right what does not."""
 
-import json
 import shutil
-import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from stagetree.config.schema import Config
-from stagetree.errors import InputError
-from stagetree.planning.descriptions import RunEntry, read_entries
-from stagetree.report.publishing import MODEL, Publisher
+from stagetree.report import ranking, table
+from stagetree.report.inspection import OutputFolder, Problem, Sweep
+from stagetree.report.publishing import Publisher
 from stagetree.storage import checkpoints
-from stagetree.storage.checkpoints import StateError
 from stagetree.storage.files import file_digest
 from stagetree.tracking import audit
 from stagetree.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-    from pandas import DataFrame
-
-    from stagetree.tracking.store import Recorded
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What the last launch of a sweep left in the output folder."""
-
-    sweep_id: str
-    command: str
-    launch: str
-    entries: Mapping[str, RunEntry]
-    """By uid."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is not as it should be."""
-
-    where: str
-    what: str
-    uid: str = ""
-    """Of the run or state it concerns, if it is one."""
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
 
 
 def verify(config: Config, console: Console) -> bool:
@@ -66,11 +29,11 @@ def verify(config: Config, console: Console) -> bool:
     Returns:
         Whether all is well now.
     """
-    found = _Folder(config).problems()
+    found = OutputFolder(config).problems()
     _print(found, console)
     if found and config.verify.repair:
-        _Folder(config).repair(console)
-        found = _Folder(config).problems()
+        _repair(OutputFolder(config), config, console)
+        found = OutputFolder(config).problems()
         console.print("after the repair:", highlight=False)
         _print(found, console)
     elif found:
@@ -84,243 +47,81 @@ def _print(problems: Iterable[Problem], console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class _Folder:
-    """One output folder with its store, as it is now."""
+def _repair(folder: OutputFolder, config: Config, console: Console) -> None:
+    """Put right what can be, without training."""
+    from mlflow import MlflowClient
 
-    def __init__(self, config: Config):
-        self._config = config
-        self._output_dir = Path(config.output_dir).resolve()
-        self._checkpoints = checkpoints.folder_of(self._output_dir)
-        self._uri, self._experiment = config.store_uri, config.tracking.experiment
-        self._sweeps = list(_sweeps(self._output_dir, self._experiment))
-        self._entries = {uid: entry for sweep in self._sweeps for uid, entry in sweep.entries.items()}
-        if not self._checkpoints.is_dir():
-            raise InputError(f"output_dir: nothing was trained in {self._output_dir} (give output_dir=...)")
+    for problem in folder.states():
+        _restore(folder, problem)
+    if problem := folder.database():
+        _set_aside(problem, console)
+    for sweep in folder.sweeps:
+        console.print(f"recording sweep {sweep.sweep_id}: {len(sweep.entries)} runs", highlight=False)
+        _record(folder, sweep, config.tracking.artifacts)
+        _publish(folder, sweep)
+    wrong = {problem.uid for problem in folder.models()}
+    for model, uid in folder.logged_models():
+        if model.status != "READY":
+            MlflowClient(folder.uri).delete_logged_model(model.model_id)
+        elif uid in wrong:
+            _publisher(folder, folder.sweeps[0].sweep_id if folder.sweeps else "").write_model(model, uid)
+    several = [sweep for sweep in folder.sweeps if len(sweep.entries) > 1]
+    if several and list(folder.leaderboard()):
+        ranked = ranking.rank(folder.runs_of(several[-1]), config.report.metric)
+        table.write_csv(ranked, Path(config.report.output))
 
-    def problems(self) -> list[Problem]:
-        """Look at everything."""
-        found = list(self._states())
-        database = self._database()
-        if database:
-            return [*found, database]
-        return [*found, *self._runs(), *self._models(), *self._leaderboard()]
 
-    # ------------------------------------------------------------ what is looked at
-
-    def _states(self) -> Iterator[Problem]:
-        for path in sorted(self._checkpoints.glob("[0-9a-f]*.json")):
-            try:
-                record = checkpoints.read_record(self._checkpoints, path.stem)
-            except StateError as error:
-                yield Problem(*_divided(error.what), path.stem)
+def _restore(folder: OutputFolder, problem: Problem) -> None:
+    """Take a state's weights from the run's artifacts, where they are whole; else drop the state."""
+    record = checkpoints.find(folder.checkpoints, problem.uid)
+    name = f"{problem.uid}.safetensors"
+    if record is not None and folder.database() is None:
+        for run in folder.store_runs():
+            artifacts = audit.local_path(run.artifact_uri)
+            if artifacts is None or run.tags.get("stagetree.uid") != problem.uid:
                 continue
-            error = record and checkpoints.damage(self._checkpoints, record)
-            if error:
-                yield Problem(*_divided(error.what), path.stem)
-
-    def _database(self) -> Problem | None:
-        path = self._database_path()
-        if path is None:
-            return None
-        if not path.exists():
-            return Problem(str(path), "MLflow's database is missing")
-        try:
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-                said = [line for (line,) in connection.execute("PRAGMA integrity_check(1)")]
-                connection.execute("SELECT count(*) FROM metrics JOIN runs USING (run_uuid)").fetchall()
-            self._store_runs()
-        except (sqlite3.Error, InputError) as error:
-            said = [str(error)]
-        return None if said == ["ok"] else Problem(str(path), f"MLflow's database is damaged: {said[0]}")
-
-    def _database_path(self) -> Path | None:
-        return Path(self._uri.removeprefix("sqlite:///")) if self._uri.startswith("sqlite:///") else None
-
-    def _store_runs(self) -> "list[Recorded]":
-        from stagetree.tracking.store import read
-
-        return read(self._uri, self._experiment)
-
-    def _runs(self) -> Iterator[Problem]:
-        finished = [run for run in self._store_runs() if run.status == "FINISHED"]
-        params = {uid: entry.params for uid, entry in self._entries.items()}
-        for run, _, differences in audit.examine(self._uri, finished, self._checkpoints, params):
-            if differences:
-                yield Problem(_named(run), str(differences), run.tags["stagetree.uid"])
-        uids = Counter(run.tags["stagetree.uid"] for run in finished)
-        for run in finished:
-            if uids[run.tags["stagetree.uid"]] > 1:
-                yield Problem(_named(run), "is recorded twice", run.tags["stagetree.uid"])
-        for uid in self._entries.keys() - uids.keys():
-            record = checkpoints.find(self._checkpoints, uid)
-            if record is not None and record.test is not None:
-                yield Problem(f"run {self._entries[uid].name}", "is finished, and MLflow has no record of it", uid)
-
-    def _models(self) -> Iterator[Problem]:
-        for model, uid in self._logged_models():
-            folder = audit.local_path(model.artifact_location)
-            record = checkpoints.find(self._checkpoints, uid)
-            if folder is None or record is None:
-                continue
-            weights = folder / "data" / "weights.safetensors"
-            if model.status != "READY":
-                yield Problem(f"model of run {model.source_run_id[:8]}", "is unfinished", uid)
-            elif not (folder / "MLmodel").is_file() or not weights.is_file():
-                yield Problem(f"model of run {model.source_run_id[:8]}", "its files are missing", uid)
-            elif file_digest(weights) != record.files.get(f"{uid}.safetensors"):
-                yield Problem(f"model of run {model.source_run_id[:8]}", "its weights are damaged", uid)
-
-    def _logged_models(self) -> "list[tuple[LoggedModel, str]]":
-        """Models of runs that are not superseded, each with its run's uid."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(self._uri)
-        experiment = client.get_experiment_by_name(self._experiment)
-        found = client.search_logged_models([experiment.experiment_id]) if experiment else []
-        uids = {run.run_id: run.tags["stagetree.uid"] for run in self._store_runs()}
-        return [(model, uids[model.source_run_id]) for model in found
-                if model.name == MODEL and model.source_run_id in uids]  # fmt: skip
-
-    def _leaderboard(self) -> Iterator[Problem]:
-        """Compare each row with its run; the rows are all those of one sweep, or of the whole experiment."""
-        import pandas as pd
-
-        from stagetree.tracking.store import METRICS, load
-
-        path = Path(self._config.report.output)
-        if not path.exists():
-            return
-        try:
-            table = pd.read_csv(path)
-        except ValueError as error:
-            yield Problem(str(path), f"cannot be read, got {error}")
-            return
-        if "run_id" not in table:  # means over seeds
-            return
-        frame = load(self._uri, self._experiment).set_index("run_id")
-        unknown = [run_id for run_id in table["run_id"] if run_id not in frame.index]
-        if unknown:
-            yield Problem(str(path), f"{len(unknown)} rows are of runs that are superseded or not there")
-            return
-        rows = table.set_index("run_id")
-        own = frame.loc[rows.index]
-        for name in [name for name in METRICS if name in rows]:
-            different = ~((rows[name] == own[name]) | (rows[name].isna() & own[name].isna()))
-            if different.any():
-                yield Problem(str(path), f"{name} differs from MLflow's in {int(different.sum())} rows")
-        n_missing = len(self._rows_of(frame, own["uid"])) - len(rows)
-        if n_missing > 0:
-            yield Problem(str(path), f"{n_missing} rows are missing")
-
-    def _rows_of(self, frame: "DataFrame", uids: Iterable[str]) -> "DataFrame":
-        """Rows of the smallest sweep that all these runs belong to; without one, these rows."""
-        uids = set(uids)
-        several = [sweep.entries.keys() for sweep in self._sweeps if uids <= sweep.entries.keys()]
-        return frame[frame["uid"].isin(min(several, key=len, default=uids))]
-
-    # ------------------------------------------------------------ repairs
-
-    def repair(self, console: Console) -> None:
-        """Put right what can be, without training."""
-        from mlflow import MlflowClient
-
-        for problem in self._states():
-            self._restore(problem)
-        if problem := self._database():
-            self._set_aside(problem, console)
-        for sweep in self._sweeps:
-            entries = tuple(sweep.entries.values())
-            console.print(f"recording sweep {sweep.sweep_id}: {len(entries)} runs", highlight=False)
-            Tracker(
-                uri=self._uri, experiment=self._experiment, output_dir=self._output_dir, sweep_id=sweep.sweep_id,
-                launch=sweep.launch, command=sweep.command, runs=entries, begun={},
-                artifacts=self._config.tracking.artifacts, thorough=True,
-            ).close()  # fmt: skip
-            self._publish(sweep)
-        wrong = {problem.uid for problem in self._models()}
-        for model, uid in self._logged_models():
-            if model.status != "READY":
-                MlflowClient(self._uri).delete_logged_model(model.model_id)
-            elif uid in wrong:
-                self._publisher(self._sweeps[0].sweep_id if self._sweeps else "").write_model(model, uid)
-        self._write_leaderboard()
-
-    def _restore(self, problem: Problem) -> None:
-        """Take a state's weights from the run's artifacts, where they are whole; else drop the state."""
-        record = checkpoints.find(self._checkpoints, problem.uid)
-        name = f"{problem.uid}.safetensors"
-        if record is not None and self._database() is None:
-            for run in self._store_runs():
-                folder = audit.local_path(run.artifact_uri)
-                if folder is None or run.tags.get("stagetree.uid") != problem.uid:
-                    continue
-                weights = folder / "weights.safetensors"
-                if weights.is_file() and file_digest(weights) == record.files.get(name):
-                    shutil.copyfile(weights, self._checkpoints / f".{name}")
-                    (self._checkpoints / f".{name}").replace(self._checkpoints / name)
-        if record is None or checkpoints.damage(self._checkpoints, record):
-            checkpoints.remove(self._checkpoints, problem.uid)
-
-    def _set_aside(self, problem: Problem, console: Console) -> None:
-        path = Path(problem.where)
-        kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
-        for suffix in ("", "-wal", "-shm"):
-            if path.with_name(path.name + suffix).exists():
-                path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
-        console.print(
-            f"{path}: made anew from the checkpoints; the damaged one is kept as {kept.name}", highlight=False
-        )
-
-    def _publisher(self, sweep_id: str) -> Publisher:
-        return Publisher(
-            uri=self._uri, experiment=self._experiment, output_dir=self._output_dir, sweep_id=sweep_id
-        )  # fmt: skip
-
-    def _publish(self, sweep: Sweep) -> None:
-        """Log a sweep's best run as a model, if it has none."""
-        from stagetree.report import ranking
-        from stagetree.tracking import store
-
-        frame = store.load(self._uri, self._experiment)
-        ranked = ranking.rank(frame[frame["uid"].isin(sweep.entries.keys())])
-        best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
-        for run in best.itertuples():
-            if checkpoints.find(self._checkpoints, run.uid):
-                self._publisher(sweep.sweep_id).add_model(run.run_id, run.uid)
-
-    def _write_leaderboard(self) -> None:
-        """Write it again, if it is wrong, for the last sweep of several runs."""
-        from stagetree.report import ranking, table
-        from stagetree.tracking import store
-
-        several = [sweep for sweep in self._sweeps if len(sweep.entries) > 1]
-        if several and list(self._leaderboard()):
-            frame = store.load(self._uri, self._experiment)
-            frame = frame[frame["uid"].isin(several[-1].entries.keys())]
-            table.write_csv(ranking.rank(frame, self._config.report.metric), Path(self._config.report.output))
+            weights = artifacts / "weights.safetensors"
+            if weights.is_file() and file_digest(weights) == record.files.get(name):
+                shutil.copyfile(weights, folder.checkpoints / f".{name}")
+                (folder.checkpoints / f".{name}").replace(folder.checkpoints / name)
+    if record is None or checkpoints.damage(folder.checkpoints, record):
+        checkpoints.remove(folder.checkpoints, problem.uid)
 
 
-def _sweeps(output_dir: Path, experiment: str) -> Iterator[Sweep]:
-    """The last launch of each sweep that was recorded in an experiment, in the order of their launches."""
-    last: dict[str, Path] = {}
-    launches = sorted(output_dir.glob("sweeps/*/*/sweep.json"), key=lambda path: path.stat().st_mtime)
-    for path in launches:
-        last.pop(path.parent.parent.name, None)
-        last[path.parent.parent.name] = path
-    for sweep_id, path in last.items():
-        try:
-            command = " ".join(json.loads(path.read_bytes())["command"])
-        except (ValueError, KeyError):
-            command = "stagetree sweep"
-        entries = {entry.uid: entry for entry in read_entries(path.parent / "runs.jsonl.gz")}
-        if entries and next(iter(entries.values())).config["tracking"]["experiment"] == experiment:
-            yield Sweep(sweep_id, command, path.parent.name, entries)
+def _set_aside(problem: Problem, console: Console) -> None:
+    path = Path(problem.where)
+    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    for suffix in ("", "-wal", "-shm"):
+        if path.with_name(path.name + suffix).exists():
+            path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
+    console.print(f"{path}: made anew from the checkpoints; the damaged one is kept as {kept.name}", highlight=False)
 
 
-def _divided(what: str) -> tuple[str, str]:
-    where, _, rest = what.partition(": ")
-    return where, rest
+def _record(folder: OutputFolder, sweep: Sweep, artifacts: str | None) -> None:
+    """Record what is finished of a sweep, and look at all that is recorded of it."""
+    Tracker(
+        uri=folder.uri,
+        experiment=folder.experiment,
+        output_dir=folder.path,
+        sweep_id=sweep.sweep_id,
+        launch=sweep.launch,
+        command=sweep.command,
+        runs=tuple(sweep.entries.values()),
+        begun={},
+        artifacts=artifacts,
+        thorough=True,
+    ).close()
 
 
-def _named(run: "Recorded") -> str:
-    return f"run {run.run_id[:8]} ({run.tags.get('mlflow.runName', '')})"
+def _publish(folder: OutputFolder, sweep: Sweep) -> None:
+    """Log a sweep's best run as a model, if it has none."""
+    frame = folder.runs_of(sweep)
+    ranked = ranking.rank(frame)
+    best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
+    for run in best.itertuples():
+        if checkpoints.find(folder.checkpoints, run.uid):
+            _publisher(folder, sweep.sweep_id).add_model(run.run_id, run.uid)
+
+
+def _publisher(folder: OutputFolder, sweep_id: str) -> Publisher:
+    return Publisher(uri=folder.uri, experiment=folder.experiment, output_dir=folder.path, sweep_id=sweep_id)

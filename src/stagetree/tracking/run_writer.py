@@ -202,7 +202,8 @@ class RunWriter:
 
         entry = self.entry
         params = [Param(key, str(value)) for key, value in entry.params.items()]
-        tags = [RunTag("stagetree.trunk", entry.trunk)]
+        trunk = in_pieces("stagetree.trunk_json", entry.trunk_json) if entry.trunk_json else {}
+        tags = [RunTag("stagetree.trunk", entry.trunk), *(RunTag(*piece) for piece in trunk.items())]
         for first in range(0, len(params), MOST_PARAMS):
             self._client.log_batch(self.run_id, params=params[first : first + MOST_PARAMS], tags=tags)
         inputs = [

@@ -9,31 +9,29 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sql
 from pandas import DataFrame, Series
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from stagetree.config.schema import Metric
+from stagetree.config.metrics import METRICS, RECORDED, metric_name
+from stagetree.config.params import COLUMNS, param
 from stagetree.errors import InputError, choices
 from stagetree.redact import redact
 from stagetree.tracking.connection import joined, pages
-from stagetree.tree.notation import WRITTEN_OUT, brief
-from stagetree.tree.runs import canonical_json
+from stagetree.tree.notation import brief
+from stagetree.tree.runs import Stage, Stages, canonical_json
 
-ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "trunk", "status", "reason", "command", "stages")
-PARAMS = ("dataset", "architecture", "n_params", "optimizer", "lrs", "epochs", "batch_size", "seed")
-METRICS = get_args(Metric)
-"""What runs can be ranked by; ties are broken in this order, but never by time, which no two machines share."""
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
+ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "trunk", "trunk_json", "status", "reason", "command", "stages")
 MOST_IDS = 500
 """In one query."""
-_TEXT_PARAMS = {"dataset", "dataset_digest"}  # the hexadecimal digest 12e4 is no number
-
 
 Metrics = Mapping[str, Sequence[tuple[int, float]]]
 """All that a store holds of a run's metrics: by name, each value with its step, in the order of the steps."""
@@ -56,10 +54,10 @@ def load(uri: str, experiment: str) -> DataFrame:
     """Read all runs of an experiment, a row each, ordered by uid.
 
     Sweeps' parent runs, superseded runs and deleted runs are left out. A name that several data sets have is followed
-    by the beginning of the digest, `small.npz 1a2b3c4d`. The columns are `ATTRIBUTES`, then `PARAMS` and every other
-    param of any run, then `METRICS`, float64. A schedule of more than `WRITTEN_OUT` stages is in `stages` as JSON, and
-    in brief in `lrs` and `epochs`. Params whose values are all numbers are numbers, Int64 or float64; missing text is
-    None.
+    by the beginning of the digest, `small.npz 1a2b3c4d`. The columns are `ATTRIBUTES`, then `params.COLUMNS` and every
+    other param of any run, then `METRICS`, float64. `stages` is the schedule as JSON, which `stages_of` reads; of more
+    than `WRITTEN_OUT` stages `lrs` and `epochs` have it in brief. Params whose values are all numbers are numbers,
+    Int64 or float64; missing text is None.
 
     Args:
         uri: MLflow's tracking URI.
@@ -80,14 +78,11 @@ def read(uri: str, experiment: str) -> list[Recorded]:
         InputError: as `load`.
     """
     found = (_read_sql if is_sql(uri) else _read_mlflow)(uri, experiment)
-    superseded = {
-        old for run in found if run.status == "FINISHED" for old in run.tags.get("stagetree.supersedes", "").split()
-    }
-    return [
-        run for run in found
-        if run.tags.get("stagetree.kind") == "run"
-        and run.tags.get("stagetree.superseded") != "true" and run.run_id not in superseded
-    ]  # fmt: skip
+    superseded = {run.run_id for run in found if run.tags.get("stagetree.superseded") == "true"}
+    for run in found:
+        if run.status == "FINISHED":
+            superseded |= set(run.tags.get("stagetree.supersedes", "").split())
+    return [run for run in found if run.tags.get("stagetree.kind") == "run" and run.run_id not in superseded]
 
 
 def _read_sql(uri: str, experiment: str) -> list[Recorded]:
@@ -122,15 +117,18 @@ def _read_sql(uri: str, experiment: str) -> list[Recorded]:
 
 
 def load_histories(uri: str, run_ids: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
-    """Read the learning curves of runs: for each id, for each metric such as `train/acc`, its value by epoch.
+    """Read the learning curves of runs: for each id, for each metric such as `train_acc`, its value by epoch.
 
-    Only metrics with a slash, which those of the epochs are. From an MLflow server this takes a request for each curve.
+    From an MLflow server this takes a request for each curve.
 
     Raises:
         InputError: the store cannot be read.
     """
-    metrics = load_metrics(uri, run_ids, lambda name: "/" in name)
-    return {run_id: {name: dict(points) for name, points in curves.items()} for run_id, curves in metrics.items()}
+    found = load_metrics(uri, run_ids, lambda name: name in RECORDED and bool(RECORDED[name].split))
+    return {
+        run_id: {RECORDED[name].name: dict(points) for name, points in curves.items()}
+        for run_id, curves in found.items()
+    }
 
 
 def load_metrics(
@@ -205,15 +203,15 @@ def _read_mlflow(uri: str, experiment: str) -> list[Recorded]:
         client = MlflowClient(uri)
         ids = {found.name: found.experiment_id for found in pages(client.search_experiments)}
         _check_experiment(experiment, ids)
-        return [
-            Recorded(
-                run.info.run_id, run.info.status, run.info.artifact_uri, run.data.params,
-                {name: _unclamped(value) for name, value in run.data.metrics.items()}, run.data.tags,
-            )
-            for run in pages(partial(client.search_runs, [ids[experiment]]))
-        ]  # fmt: skip
+        return [_recorded(run) for run in pages(partial(client.search_runs, [ids[experiment]]))]
     except MlflowException as error:
         raise _unreadable(uri, error) from error
+
+
+def _recorded(run: "Run") -> Recorded:
+    info, data = run.info, run.data
+    metrics = {name: _unclamped(value) for name, value in data.metrics.items()}
+    return Recorded(info.run_id, info.status, info.artifact_uri, data.params, metrics, data.tags)
 
 
 def _check_experiment(experiment: str, known: Iterable[str]) -> None:
@@ -230,18 +228,18 @@ def _unreadable(uri: str, error: Exception) -> InputError:
 
 def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
     runs = list(recorded)
-    params = list(dict.fromkeys([*PARAMS, *sorted({key for run in runs for key in run.params})]))
+    params = list(dict.fromkeys([*COLUMNS, *sorted({key for run in runs for key in run.params})]))
     rows = [
         {
             **run.params,
-            "stages": joined(run.tags, "stagetree.stages"),
-            **_brief_schedule(run.params),
-            **{key.replace("/", "_"): value for key, value in run.metrics.items()},
+            **_schedule(run.params.get("lrs"), run.params.get("epochs"), joined(run.tags, "stagetree.stages")),
+            **{metric_name(key): value for key, value in run.metrics.items()},
             "run_id": run.run_id,
             "run_name": run.tags.get("mlflow.runName"),
             "sweep": run.tags.get("stagetree.sweep"),
             "uid": run.tags.get("stagetree.uid"),
             "trunk": run.tags.get("stagetree.trunk") or None,
+            "trunk_json": joined(run.tags, "stagetree.trunk_json"),
             "status": run.status.lower(),
             "reason": run.tags.get("stagetree.reason"),
             "command": redact(joined(run.tags, "stagetree.command") or "") or None,
@@ -249,7 +247,7 @@ def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
         for run in runs
     ]
     frame = DataFrame(rows, columns=[*ATTRIBUTES, *params, *METRICS], dtype=object)
-    numbers = {key: _to_numbers(frame[key]) for key in params if key not in _TEXT_PARAMS}
+    numbers = {key: _to_numbers(frame[key]) for key in params if not param(key).text}
     frame = _tell_data_apart(frame.assign(**numbers).astype(dict.fromkeys(METRICS, "float64")))
     return frame.sort_values(["uid", "run_id"], ignore_index=True)
 
@@ -264,16 +262,31 @@ def _tell_data_apart(frame: DataFrame) -> DataFrame:
     )
 
 
-def _brief_schedule(params: Mapping[str, str]) -> dict[str, str]:
-    """A long schedule as it would be recorded now: earlier versions wrote its lists out."""
-    if params.get("lrs", "").count(",") < WRITTEN_OUT:
-        return {}
+@lru_cache(maxsize=1000)  # a sweep has few schedules and many runs
+def _schedule(lrs: str | None, epochs: str | None, stages: str | None) -> dict[str, str | None]:
+    """A schedule as it would be recorded now, and whole: earlier versions wrote long lists out."""
+    if stages is not None:
+        return {"stages": stages}
     try:
-        lrs, epochs = json.loads(params["lrs"]), json.loads(params["epochs"])
-    except (ValueError, KeyError):  # MLflow had cut it
-        return {}
-    pairs = list(zip(epochs, lrs, strict=True))
-    return {"lrs": str(brief(lrs)), "epochs": str(brief(epochs)), "stages": canonical_json(pairs)}
+        lr_list, epoch_list = json.loads(lrs or ""), json.loads(epochs or "")
+        pairs = [[int(n), float(lr)] for n, lr in zip(epoch_list, lr_list, strict=True)]
+    except (ValueError, TypeError):  # MLflow had cut it, or there is none
+        return {"stages": None}
+    return {"stages": canonical_json(pairs), "lrs": str(brief(lr_list)), "epochs": str(brief(epoch_list))}
+
+
+def stages_of(row: Series) -> Stages:
+    """The schedule of a run; empty if its record is cut or missing.
+
+    Args:
+        row: of a frame from `load`.
+    """
+    return tuple(Stage(epochs, lr) for epochs, lr in json.loads(row["stages"] or "[]"))
+
+
+def param_columns(frame: DataFrame) -> list[str]:
+    """Name the columns of a frame from `load` that are params."""
+    return [name for name in frame if name not in ATTRIBUTES and name not in METRICS]
 
 
 def _unclamped(value: float) -> float:

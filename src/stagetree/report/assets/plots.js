@@ -34,10 +34,11 @@ const draw = (id, traces, more) =>
     displaylogo: false,
     modeBarButtonsToRemove: ["select2d", "lasso2d"],
   });
-const percent = (name) => (name.endsWith("acc") ? { tickformat: ".1%" } : {});
+const ticksOf = (metric) => (metric.kind === "percent" ? { tickformat: ".1%" } : {});
 
 function drawCurves() {
   const key = find("curve").value;
+  const metric = data.metrics[key];
   const rows = visible().filter((row) => data.curves[row] && data.curves[row].metrics[key]);
   const leaders = rows.slice(0, LEADERS.length);
   const others = { x: [], y: [] };
@@ -88,7 +89,7 @@ function drawCurves() {
   }));
   draw("curves-plot", traces, {
     xaxis: { title: { text: "epoch" }, ...(last <= 12 ? { dtick: 1 } : {}) },
-    yaxis: { title: { text: key }, type: find("log").checked ? "log" : "linear", ...percent(key) },
+    yaxis: { title: { text: metric.label }, type: find("log").checked ? "log" : "linear", ...ticksOf(metric) },
     shapes,
     showlegend: true,
     legend: { orientation: "h", y: -0.2 },
@@ -99,7 +100,7 @@ function drawCurves() {
       ? ` Curves of the first ${data.curves.length} runs alone are in this page.`
       : "";
   find("curves-note").textContent =
-    `${key} of ${rows.length} runs; the first ${leaders.length} in colour, diamonds and dotted lines where their stages end.${left}`;
+    `${metric.label} of ${rows.length} runs; the first ${leaders.length} in colour, diamonds and dotted lines where their stages end.${left}`;
 }
 
 /** Positions of a setting's values on an axis: logarithms, numbers, or places in an order. */
@@ -154,16 +155,16 @@ function drawSettings() {
       hovertemplate: "mean %{y}<extra></extra>",
     });
     axes[`xaxis${n}`] = { title: { text: plain(setting.name) }, ...ticks };
-    axes[`yaxis${n}`] = { ...percent(data.metric) };
+    axes[`yaxis${n}`] = ticksOf(ranking);
     values.slice(0, 50).forEach((value, i) => {
-      const figures = groups.get(value);
-      const best = isLoss ? Math.min(...figures) : Math.max(...figures);
+      const reached = groups.get(value);
+      const best = ranking.higher ? Math.max(...reached) : Math.min(...reached);
       lines.push([
         setting.name,
         value,
-        figures.length,
-        write(kindOf(data.metric), means[i]),
-        write(kindOf(data.metric), best),
+        reached.length,
+        write(ranking.kind, means[i]),
+        write(ranking.kind, best),
       ]);
     });
   });
@@ -200,7 +201,6 @@ function drawHeat(rows) {
     if (i >= 0 && j >= 0) cells[i][j].push(metricValues[row]);
   }
   const z = cells.map((line) => line.map((cell) => (cell.length ? mean(cell) : null)));
-  const kind = kindOf(data.metric);
   const label = (value) => cut(plain(value), 24);
   draw(
     "heat",
@@ -212,11 +212,11 @@ function drawHeat(rows) {
         z,
         customdata: cells.map((line) => line.map((cell) => cell.length)),
         colorscale: "Viridis",
-        reversescale: isLoss,
-        text: z.map((line) => line.map((value) => write(kind, value))),
+        reversescale: !ranking.higher,
+        text: z.map((line) => line.map((value) => write(ranking.kind, value))),
         texttemplate: xs.length * ys.length <= 150 ? "%{text}" : "",
         hovertemplate: "mean %{text} of %{customdata} runs<extra></extra>",
-        colorbar: { thickness: 12, ...percent(data.metric) },
+        colorbar: { thickness: 12, ...ticksOf(ranking) },
       },
     ],
     {
@@ -245,14 +245,14 @@ function drawParallel(rows, shown, c) {
       return { label: cut(plain(setting.name), 20), values: rows.map((row) => at(setting.values[row])), ...ticks };
     });
   const values = rows.map((row) => metricValues[row]);
-  axes.push({ label: plain(data.metric), values, ...percent(data.metric) });
+  axes.push({ label: ranking.label, values, ...ticksOf(ranking) });
   draw(
     "parallel",
     [
       {
         type: "parcoords",
         dimensions: axes,
-        line: { color: values, colorscale: "Viridis", reversescale: isLoss },
+        line: { color: values, colorscale: "Viridis", reversescale: !ranking.higher },
         labelfont: { color: c.ink },
         tickfont: { color: c.ink },
         rangefont: { color: c.soft },

@@ -36,7 +36,7 @@ function start() {
     find("command").lastElementChild.addEventListener("click", (event) => copy(event.target, data.command));
   }
   const common = runs.columns.filter(
-    (one) => !one.shown && one.kind !== "acc" && one.name !== "run_id" && one.name !== "status",
+    (one) => !one.shown && one.name !== "run_id" && one.name !== "status",
   );
   find("common").textContent = common.length
     ? `All runs: ${common.map((one) => `${one.name} ${write(one.kind, one.values[0])}`).join(", ")}.`
@@ -67,12 +67,12 @@ function start() {
     "Single runs have no mark: one run does not tell how much of its place is the luck of its seed" +
     (data.seeds ? "." : " (give several, seed=1,2,3,4,5).");
   const keys = [...new Set(data.curves.flatMap((curve) => Object.keys(curve.metrics)))].sort();
-  const preferred = [data.metric.replace("_", "/"), "val/acc", "train/acc"].find(
+  const preferred = [data.metric, "val_acc", "train_acc"].find(
     (key) => keys.includes(key) && data.curves.some((one) => (one.metrics[key] || [[]])[0].length > 1),
   );
   options(
     "curve",
-    keys.map((key) => [key, key]),
+    keys.map((key) => [key, data.metrics[key].label]),
     preferred,
   );
   find("curves").hidden = !keys.length;

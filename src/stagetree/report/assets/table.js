@@ -73,7 +73,8 @@ function drawTable() {
   const head = shownColumns(table).map((one) => {
     const sorted = view.sort === one;
     const arrow = sorted ? (view.down ? " ▼" : " ▲") : "";
-    const button = make("button", { type: "button", onclick: () => sortBy(one) }, one.name + arrow);
+    const inFilter = one.label === one.name ? null : `${one.name} in the filter`;
+    const button = make("button", { type: "button", title: inFilter, onclick: () => sortBy(one) }, one.label + arrow);
     return make(
       "th",
       {
@@ -110,7 +111,7 @@ function drawRow(row) {
 }
 
 function sortBy(one) {
-  view.down = view.sort === one ? !view.down : one.kind === "acc";
+  view.down = view.sort === one ? !view.down : one.higher;
   view.sort = one;
   choose();
   drawTable();
@@ -125,7 +126,7 @@ function openRun(row) {
   const lines = runs.columns.filter((one) => one.values[row] !== null && one.name !== "run_name");
   find("run-values").replaceChildren(
     ...lines.map((one) =>
-      make("tr", {}, make("th", { scope: "row" }, one.name), make("td", {}, write(one.kind, one.values[row]))),
+      make("tr", {}, make("th", { scope: "row" }, one.label), make("td", {}, write(one.kind, one.values[row]))),
     ),
   );
   find("run").showModal();

@@ -1,14 +1,14 @@
-// The stage tree, and the best run's mistakes.
+// The stage tree, and the images that the best run misclassified.
 
 function drawTree() {
-  const part = data.tree.length && data.tree[0].children.length ? data.tree[0].children[0].part : "";
-  const also = part.replace("/", "_") !== data.metric;
+  const part = data.tree.length ? data.metrics[data.tree[0].children[0].part] : null;
+  const also = part !== ranking;
   find("tree-note").textContent = part
-    ? `Runs that begin alike share their training. ${part} at the end of each stage${also ? `, and ${data.metric} at a run's end` : ""}; # is a run's rank.`
+    ? `Runs that begin alike share their training. ${part.label} at the end of each stage${also ? `, and ${ranking.label.toLowerCase()} at a run's end` : ""}; # is a run's rank.`
     : "No run has a schedule yet.";
   const branch = (node, open) => {
     const words = [`${node.epochs} epoch${node.epochs === 1 ? "" : "s"} at ${node.lr} `];
-    if (node.value !== null) words.push(make("span", { class: "value" }, write(kindOf(node.part), node.value)), " ");
+    if (node.value !== null) words.push(make("span", { class: "value" }, write(part.kind, node.value)), " ");
     if (node.run !== null)
       words.push(
         make(
@@ -16,10 +16,11 @@ function drawTree() {
           { type: "button", onclick: () => openRun(node.run), "aria-label": `run ${node.run + 1}: ${names[node.run]}` },
           `#${node.run + 1}`,
         ),
-        also ? ` ${write(kindOf(data.metric), node.metric)}` : "",
+        also ? ` ${write(ranking.kind, node.metric)}` : "",
       );
-    if (!node.children.length) return make("li", {}, make("span", { class: "leaf" }, ...words));
-    return make("li", {}, fold(words, node.children, open || node.best === 0));
+    const title = `state ${node.uid}`;
+    if (!node.children.length) return make("li", { title }, make("span", { class: "leaf" }, ...words));
+    return make("li", { title }, fold(words, node.children, open || node.best === 0));
   };
   const size = (nodes) => nodes.reduce((sum, node) => sum + 1 + size(node.children), 0);
   const few = data.tree.length && size(data.tree) / data.tree.length <= 30; // of one trunk
@@ -44,7 +45,7 @@ function drawBest() {
     find("confusion").parentElement.hidden = true;
     return;
   }
-  find("best-note").textContent = `${best.run}. Rows are true classes, columns what the run says of the test pictures.`;
+  find("best-note").textContent = `${best.run}. Rows are true classes, columns what the run says of the test images.`;
   const head = make("tr", {}, make("td"), ...best.classes.map((name) => make("th", { scope: "col" }, name)));
   const lines = best.matrix.map((line, i) => {
     const total = line.reduce((sum, n) => sum + n, 0) || 1;
@@ -56,13 +57,13 @@ function drawBest() {
     );
   });
   find("confusion").replaceChildren(make("thead", {}, head), make("tbody", {}, ...lines));
-  find("mistakes").replaceChildren(
-    ...best.mistakes.map((one) => {
+  find("misclassified").replaceChildren(
+    ...best.misclassified.map((one) => {
       const [label, said] = [best.classes[one.label], best.classes[one.said]];
       return make(
         "li",
         {},
-        make("img", { src: one.png, alt: `test picture ${one.index}, a ${label}` }),
+        make("img", { src: one.png, alt: `test image ${one.index}, a ${label}` }),
         make("span", {}, `${label}, said ${said} (${(100 * one.confidence).toFixed(1)} %)`),
       );
     }),
