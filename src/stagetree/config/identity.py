@@ -13,12 +13,11 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, dev
     Args:
         config: checked.
         digest: of the data's content.
-        in_features: of one picture.
+        in_features: of one image.
         n_classes: of the data.
         device: what `auto` stands for here, at the most specific.
     """
     plain = config.model_dump(mode="json")
-    trainer = plain["trainer"]
     n_params = config.model.n_params(in_features, n_classes)
     shape = {
         "data": digest,
@@ -28,7 +27,7 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, dev
         "n_params": n_params,
         "loss": plain["loss"],
         "reset_optimizer": config.schedule.reset_optimizer,
-        **{name: trainer[name] for name in ("batch_size", "eval_batch_size", "shuffle", "precision")},
+        **plain["trainer"],
         "device": device,
         "threads": config.trainer.threads if device == "cpu" else 1,
     }

@@ -53,21 +53,22 @@ class Problem:
         return f"{self.where}: {self.what}"
 
 
-def verify(config: Config, console: Console) -> bool:
+def verify(config: Config, console: Console, *, repair: bool = False) -> bool:
     """Check an output folder and its store, print what is missing, doubled or different, and repair it if asked to.
 
     Nothing is trained. A state that is beyond repair is dropped, so that its sweep trains it again.
 
     Args:
-        config: `verify.repair` asks for repairs.
+        config: whose output folder and store are looked at.
         console: where to.
+        repair: put right what is not well.
 
     Returns:
         Whether all is well now.
     """
     found = _Folder(config).problems()
     _print(found, console)
-    if found and config.verify.repair:
+    if found and repair:
         _Folder(config).repair(console)
         found = _Folder(config).problems()
         console.print("after the repair:", highlight=False)
