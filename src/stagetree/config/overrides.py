@@ -24,7 +24,7 @@ def hydra_override(word: str) -> str:
     Raises:
         InputError: it is an argument of a command now.
     """
-    prefix, key, rest = re.fullmatch(r"(\+{0,2}|~)([^=]*)(.*)", word, re.DOTALL).groups()
+    prefix, key, rest = re.fullmatch(r"(~|\+{0,2})([^=]*)(.*)", word, re.DOTALL).groups()
     key = RENAMED.get(key, key)
     if said := describe_change(key):
         raise InputError(f"{key}: {said}")
