@@ -40,9 +40,9 @@ def launch(launcher: str, units: int) -> float:
     from stagetree.execution.hydra_launchers import choose_engine
 
     words = [
-        "dataset=digits", "trainer.batch_size=2000", "trainer.pack_size=64", "schedule.stages=[(1,0.1)]", "quiet=true",
+        "dataset=digits", "trainer.batch_size=2000", "execution.pack_size=64", "schedule.stages=[(1,0.1)]",
         f"seed={','.join(map(str, range(MANY)))}", f"hydra/launcher={launcher}", "trainer.device=cpu",
-        "report.page=false", *(["trainer.workers=2"] if launcher != "basic" else []),
+        "quiet=true", "report.page=false", *(["execution.workers=2"] if launcher != "basic" else []),
     ]  # fmt: skip
 
     class Timed:

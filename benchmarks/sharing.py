@@ -32,9 +32,9 @@ GRIDS = {
 }  # fmt: skip
 WAYS = {
     "sharing and packing": [],
-    "packing alone": ["trainer.share_prefixes=false"],
-    "sharing alone": ["trainer.pack_size=1"],
-    "neither": ["trainer.share_prefixes=false", "trainer.pack_size=1"],
+    "packing alone": ["execution.share_prefixes=false"],
+    "sharing alone": ["execution.pack_size=1"],
+    "neither": ["execution.share_prefixes=false", "execution.pack_size=1"],
 }
 
 

@@ -35,7 +35,7 @@ WRITERS, EACH = (1, 4), 30
 
 def words(seeds: str, n_runs: int) -> list[str]:
     return [
-        "dataset=digits", "dataset.val_size=200", "model.hidden_sizes=[32]", f"seed={seeds}", "trainer.workers=1",
+        "dataset=digits", "dataset.val_size=200", "model.hidden_sizes=[32]", f"seed={seeds}", "execution.workers=1",
         f"schedule.stages={','.join(STAGES[:n_runs])}", "hydra/launcher=basic", "quiet=true", "report.page=false",
     ]  # fmt: skip
 

@@ -26,7 +26,7 @@ from stagetree.storage.event_log import EventReader
 from stagetree.storage.events import UnitBegan, UnitEnded
 
 GRID = [
-    "dataset=mnist", "model.hidden_sizes=[300]", "dataset.val_size=0", "trainer.workers=2", "trainer.device=cpu",
+    "dataset=mnist", "model.hidden_sizes=[300]", "dataset.val_size=0", "execution.workers=2", "trainer.device=cpu",
     "schedule.stages=[(35,1e-1)],"
     + ",".join(f"[(10,5e-2),(5,{lr})]" for lr in ("1e-2", "8e-3", "6e-3", "4e-3", "2e-3", "1e-3")),
     "quiet=true",

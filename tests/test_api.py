@@ -33,8 +33,9 @@ def test_a_sweep_returns_its_leaderboard_and_leaves_no_state(here, arrays):
     root = logging.getLogger()
     before = root.handlers[:], root.level, HydraConfig.instance().cfg
     words = [*small(arrays), *GRID]
-    planned = package.plan(*words)
+    planned = package.plan(*words, "trainer.workers=1")  # its name in earlier versions
     assert planned["finished"].tolist() == [False] * 4
+    assert planned.attrs["workers"] == 1
     assert (planned.attrs["points"], planned.attrs["epochs_asked"], planned.attrs["epochs_to_train"]) == (4, 10, 6)
     frame = package.sweep(*words)
     assert frame["status"].tolist() == ["finished"] * 4
@@ -101,9 +102,10 @@ def test_own_groups_are_found(here, arrays):
         (["nonesuch=1"], "nonesuch"),
         (["model=nonesuch"], "nonesuch"),
         (["seed=[}"], r"\[\}"),
+        (["ui.port=1"], "ui.port: is no setting now but an argument of its command"),
     ],
 )
-def test_mistakes_are_exceptions_with_a_sentence(here, words, said):
+def test_errors_are_exceptions_with_a_sentence(here, words, said):
     with pytest.raises(InputError, match=said):
         package.plan(*words)
 

@@ -39,7 +39,7 @@ def test_some_folders_do_not_know_each_other(one, other):
     [
         ("import stagetree.cli.main", HEAVY | {"hydra", "pydantic", "rich"}),
         ("import stagetree.tree.stage_tree", HEAVY | {"hydra", "pydantic", "numpy"}),
-        ("import stagetree.config.composition, stagetree.runner", HEAVY),
+        ("import stagetree.config.grid, stagetree.runner", HEAVY),
         ("import stagetree.report.table, stagetree.tracking.store", HEAVY - {"pandas"}),
         ("import stagetree.execution.worker", {"torchvision", "mlflow", "sklearn", "pandas", "hydra"}),
         ("import hydra_plugins.stagetree_sweeper.sweeper", HEAVY | {"pydantic"}),

@@ -10,7 +10,7 @@ import make
 import pytest
 
 from stagetree import api
-from stagetree.cli.arguments import hydra_words, split_command
+from stagetree.cli.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,8 +52,8 @@ def test_commands_are_accepted(line, tmp_path):
     """Composed and checked as typed, without training; what they then do, other tests try."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "wide.yaml").write_text("hidden_sizes: [2000]\n")
-    command, typed = split_command(shlex.split(line.replace("COMMAND", "train"))[1:])
-    overrides = [word for word in hydra_words(command, typed) if "=" in word and not word.startswith("-")]
+    call = parse(shlex.split(line.replace("COMMAND", "train"))[1:])
+    overrides = [word for word in call.words if "=" in word and not word.startswith("-")]
     with api.composed(overrides, tmp_path) as (_, _, jobs):
         assert jobs
 

@@ -139,7 +139,7 @@ def test_plan_lists_exactly_what_a_sweep_then_trains(tmp_path, swept, arrays):
 def test_sharing_and_packing_change_no_bit(tmp_path, swept, arrays):
     folder, _ = swept
     done = stagetree(
-        tmp_path, "sweep", *small(arrays), *GRID, "trainer.share_prefixes=false", "trainer.pack_size=1"
+        tmp_path, "sweep", *small(arrays), *GRID, "execution.share_prefixes=false", "execution.pack_size=1"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sum(isinstance(event, EpochEnded) and event.epoch > 0 for event in events(tmp_path)) == 48

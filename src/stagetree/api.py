@@ -24,11 +24,12 @@ from omegaconf import DictConfig
 from stagetree import runner
 from stagetree.cli import main
 from stagetree.cli.progress import ProgressDisplay
-from stagetree.config.composition import Job, compose_grid
-from stagetree.errors import InputError, composition_mistake
+from stagetree.config.composition import Job
+from stagetree.config.grid import compose_grid
+from stagetree.config.overrides import hydra_override
+from stagetree.errors import InputError, composition_error
 from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
 from stagetree.planning import planner
-from stagetree.tree.notation import listed_stages
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,7 +46,7 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
         The leaderboard: a row a run, best first, failed ones last with their reason.
 
     Raises:
-        InputError: with a line for each mistake, before anything trains.
+        InputError: with a line for each error, before anything trains.
         RuntimeError: runs are trained and kept, but could not be recorded.
         KeyboardInterrupt: states are kept; the same call goes on.
     """
@@ -70,7 +71,7 @@ def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
         `stagetree plan --json` prints.
 
     Raises:
-        InputError: with a line for each mistake.
+        InputError: with a line for each error.
     """
     from pandas import DataFrame
 
@@ -120,13 +121,13 @@ def composed(
         setup_globals()
         loader = ConfigLoaderImpl(search_path)
         try:
-            words = [listed_stages(word) for word in overrides]
+            words = [hydra_override(word) for word in overrides]
             config = loader.load_configuration("config", words, RunMode.MULTIRUN)
             jobs = compose_grid(loader, config, config.hydra.overrides.task)
         except InputError:
             raise
         except Exception as error:
-            said = composition_mistake(error)
+            said = composition_error(error)
             if said is None:
                 raise
             raise InputError(said) from error

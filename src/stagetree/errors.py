@@ -45,8 +45,8 @@ def _raised_by(error: Exception) -> str:
     return trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] if trace else ""
 
 
-def composition_mistake(error: Exception) -> str | None:
-    """What Hydra or YAML says of a mistake in a configuration; `None` if the error is something else."""
+def composition_error(error: Exception) -> str | None:
+    """What Hydra or YAML says of an error in a configuration; `None` if the error is something else."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError

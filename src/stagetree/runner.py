@@ -84,7 +84,7 @@ def run(
     folder.mkdir(parents=True)
     write_entries(folder / "runs.jsonl.gz", planned.entries)
     config, tracking = planned.config, planned.config.tracking
-    since = folder.stat().st_mtime if config.trainer.fresh else 0.0
+    since = folder.stat().st_mtime if config.execution.fresh else 0.0
     begun: dict[str, str] = {}
 
     def new_tracker(at_once: int) -> Tracker:

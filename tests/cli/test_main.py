@@ -1,5 +1,7 @@
 """The command line, from what is typed to what Hydra, the sweeper plugin and the launchers are given."""
 
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -15,7 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import stagetree
-from stagetree.cli import arguments, main, ui
+from stagetree import runner
+from stagetree.cli import arguments, train, ui
+from stagetree.cli.commands import COMMANDS
+from stagetree.cli.main import main
 from stagetree.errors import InputError
 from stagetree.execution import hydra_launchers
 from stagetree.execution.engine import Result
@@ -35,7 +40,7 @@ def command(monkeypatch, tmp_path):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["stagetree", *words])
         try:
-            return main.main() or 0
+            return main() or 0
         except SystemExit as error:
             if isinstance(error.code, str):
                 print(error.code, file=sys.stderr)  # as the interpreter does
@@ -72,9 +77,8 @@ def sweeps(monkeypatch):
     def leaderboard(config, overrides):
         seen.reported = config.report
 
-    stub = SimpleNamespace(run=run, leaderboard=leaderboard)
-    monkeypatch.setitem(sys.modules, "stagetree.runner", stub)
-    monkeypatch.setattr(stagetree, "runner", stub, raising=False)
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(runner, "leaderboard", leaderboard)
     monkeypatch.setitem(sys.modules, "stagetree.execution.worker", SimpleNamespace(train_unit=train_unit))
     return seen
 
@@ -99,7 +103,9 @@ HERE = (*OWN, "hydra/launcher=basic")
         (["sweep", "a=1", "--cfg", "job"], ["--cfg", "job", "a=1"]),
         (["sweep", "--help"], ["--help"]),
         (["plan", "a=1"], ["-m", "a=1", "hydra.sweeper.mode=plan"]),
-        (["plan", "--json", "a=1"], ["-m", "a=1", "hydra.sweeper.mode=plan_json"]),
+        (["plan", "--json", "a=1"], ["-m", "a=1", "hydra.sweeper.mode=plan", "hydra.sweeper.mode=plan_json"]),
+        (["sweep", "--fresh", "a=1", "--quiet"], ["-m", "a=1", "execution.fresh=true", "quiet=true"]),
+        (["train", "trainer.workers=2", "++trainer.fresh=true"], ["execution.workers=2", "++execution.fresh=true"]),
         (["train", "schedule.stages=[(3,1e-1)]"], ["schedule.stages=[[3,1e-1]]"]),
         (
             ["report", "--metric", "test_acc", "--top=20"],
@@ -107,31 +113,71 @@ HERE = (*OWN, "hydra/launcher=basic")
         ),
         (["report", "--output", "my (best).csv"], ["report.output='my (best).csv'"]),
         (["report", "--group-by", "seed"], ["report.group_by=seed"]),
-        (["ui", "--port", "5001"], ["ui.port=5001"]),
         (["data", "mnist", "dataset.val_size=10"], ["dataset.val_size=10", "dataset=mnist"]),
         (["data", "dataset=mnist"], ["dataset=mnist"]),
-        (["export", "best", "my model"], ["export.run=best", "export.folder='my model'"]),
-        (["export", "1e45", "2024"], ["export.run='1e45'", "export.folder='2024'"]),
-        (["export", "null", ".5"], ["export.run='null'", "export.folder='.5'"]),
-        (["predict", "5458"], ["predict.run='5458'", "predict.pictures=[]"]),
+        (["data", "1e5"], ["dataset='1e5'"]),
         (["report", "--output", "2024", "--top", "3"], ["report.top=3", "report.output='2024'"]),
-        (["export"], []),
+        (["export", "best", "my model", "dataset=mnist"], ["dataset=mnist"]),
     ],
 )
 def test_what_is_typed_reaches_hydra_with_flags_first(typed, seen):
-    command, rest = arguments.split_command(typed)
-    assert arguments.hydra_words(command, rest) == seen
+    assert arguments.parse(typed).words == seen
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        (["ui"], {}),
+        (["ui", "--port", "0"], {"port": 0}),
+        (["ui", "--port=65535"], {"port": 65535}),
+        (["export"], {}),
+        (["export", "1e45"], {"run": "1e45"}),
+        (["export", "null", ".5"], {"run": "null", "folder": ".5"}),
+        (["predict"], {}),
+        (["predict", "5458"], {"run": "5458"}),
+        (["predict", "best", "a.png", "b c.png", "seed=1"], {"run": "best", "images": ("a.png", "b c.png")}),
+        (["migrate", "sqlite:///a.db"], {"uri": "sqlite:///a.db"}),
+        (["verify", "--repair"], {"repair": True}),
+        (["verify"], {}),
+    ],
+)
+def test_arguments_of_a_command_reach_its_function(typed, given):
+    call = arguments.parse(typed)
+    assert (call.command, call.arguments) == (typed[0], given)
+    assert all("=" in word for word in call.words)
+    module, _, name = COMMANDS[call.command].function.partition(":")
+    function = getattr(importlib.import_module(f"stagetree.cli.{module}"), name)
+    inspect.signature(function).bind("job", **given)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["ui", "--port", "65536"], "stagetree ui: --port must be a whole number up to 65535, 0 for any port that is "
+         "free, got '65536'"),
+        (["ui", "--port"], "stagetree ui: argument --port: expected one argument"),
+        (["report", "--top", "ten"], "stagetree report: --top must be a whole number, got 'ten'"),
+        (["export", "a", "b", "c"], "stagetree export: takes 2 words, got a b c"),
+        (["ui", "ui.port=1"], "ui.port: is no setting now but an argument of its command (stagetree ui --port 5000)"),
+        (["predict", "predict.pictures=[a.png]"], "predict.pictures: is no setting now but an argument of its command "
+         "(stagetree predict RUN image.png ...)"),
+    ],
+)  # fmt: skip
+def test_what_a_command_does_not_take_is_said_in_a_sentence(typed, said):
+    with pytest.raises(InputError) as caught:
+        arguments.parse(typed)
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(
     "text", ["5458", "1e5", "0x1F", "true", "null", "nan", ".5", "1_0", "a b", "it's\\", "a\\'b", "[x]"]
 )
 def test_words_that_are_typed_arrive_as_the_text_that_they_are(text):
-    for typed in (["export", "best", text], ["report", "--output", text]):
-        for override in arguments.hydra_words(typed[0], typed[1:]):
-            value = OverridesParser.create().parse_override(override).value()
-            assert isinstance(value, str)
-            assert value in ("best", text)
+    for typed in (["data", text], ["report", "--output", text]):
+        (override,) = arguments.parse(typed).words
+        value = OverridesParser.create().parse_override(override).value()
+        assert (type(value), value) == (str, text)
+    assert arguments.parse(["export", "best", text]).arguments == {"run": "best", "folder": text}
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(tmp_path):
@@ -180,7 +226,7 @@ def test_a_command_that_does_not_train_refuses_to_sweep(command, capsys):
     assert "takes no -m" in capsys.readouterr().err
 
 
-def test_a_flag_that_does_not_exist_is_a_mistake_of_usage(command):
+def test_a_flag_that_does_not_exist_is_an_error_of_usage(command):
     assert command("train", "--nope") == 1
 
 
@@ -202,7 +248,7 @@ def test_a_run_that_fails_exits_with_3(command, sweeps):
     assert command("train", *OWN) == 3
 
 
-def test_a_mistake_is_told_without_a_traceback(command, sweeps, capsys):
+def test_an_error_is_told_without_a_traceback(command, sweeps, capsys):
     assert command("train", *OWN, "optimizer.momentum=-1", "seed=-1") == 1
     assert capsys.readouterr().err.splitlines() == [
         "optimizer.momentum: must be at least 0.0, got -1",
@@ -228,14 +274,14 @@ def test_ctrl_c_exits_with_130(command, sweeps, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stagetree.runner, "run", interrupted)
+    monkeypatch.setattr(runner, "run", interrupted)
     assert command("train", *OWN) == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_another_sweeper_gets_the_objective_of_each_job(command, sweeps, monkeypatch):
     seen = []
-    monkeypatch.setitem(main.TASKS, "train", lambda cfg, task=main._train: seen.append(task(cfg)) or seen[-1])
+    monkeypatch.setattr(train, "train", lambda job, task=train.train: seen.append(task(job)) or seen[-1])
     assert command("train", "-m", *HERE, "hydra/sweeper=basic", "seed=1,2") == 0
     assert seen == [0.5, 0.5]
 
@@ -275,10 +321,45 @@ def test_a_unit_that_fails_leaves_the_others_running(command, sweeps):
     assert len(sweeps.units) == 3
 
 
-def test_a_mistake_anywhere_in_a_grid_trains_nothing(command, sweeps, capsys):
+def test_an_error_anywhere_in_a_grid_trains_nothing(command, sweeps, capsys):
     assert command("sweep", *HERE, "seed=1,2,-3") == 1
     assert capsys.readouterr().err == "seed: must be at least 0, got -3 (in seed=-3)\n"
     assert sweeps.jobs is None
+
+
+def test_settings_by_their_earlier_names_are_those_of_today(command, sweeps, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir()
+    params = "# @package _global_\nhydra: {sweeper: {params: {trainer.pack_size: 1, seed: '1,2'}}}\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(params)
+    assert command("sweep", *HERE, "+experiment=mine", "trainer.workers=3", "++trainer.fresh=true") == 0
+    assert len(sweeps.jobs) == 2
+    execution = sweeps.jobs[0].config.execution
+    assert (execution.workers, execution.fresh, execution.pack_size) == (3, True, 1)
+    assert sweeps.workers == 3
+    assert "execution.workers=3" in sweeps.jobs[0].command
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainer: {workers: 2}", "trainer.workers: is called execution.workers now"),
+        ("ui: {port: 1}", "ui: is no setting now but an argument of its command (stagetree ui --port 5000)"),
+    ],
+)
+def test_a_file_with_settings_of_earlier_versions_is_told_what_to_write(command, sweeps, tmp_path, capsys, text, said):
+    (tmp_path / "own" / "experiment").mkdir()
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert command("train", *OWN, "+experiment=mine") == 1
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+def test_settings_of_the_whole_sweep_must_not_vary_within_it(command, sweeps, capsys):
+    varying = ["execution.workers=1,2", "report.top=3,4", "tracking.experiment=a,b", "quiet=true,false"]
+    assert command("plan", *HERE, "seed=1,2", *varying) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"{word.split('=')[0]}: must be one for the whole sweep, got several values"
+        for word in ("execution.workers", "tracking.experiment", "report.top", "quiet")
+    ]
 
 
 def test_a_mandatory_group_may_be_swept(command, sweeps, tmp_path):
@@ -288,7 +369,7 @@ def test_a_mandatory_group_may_be_swept(command, sweeps, tmp_path):
 
 
 def test_plan_prints_and_trains_nothing(command, sweeps, tmp_path, capsys):
-    assert command("plan", *OWN, "seed=1,2", "trainer.workers=7") == 0
+    assert command("plan", *OWN, "seed=1,2", "execution.workers=7") == 0
     out, err = capsys.readouterr()
     assert "2 points, 0 duplicates, 0 finished, 2 to train" in out
     assert "s, by what this machine was measured to train" in out
@@ -324,8 +405,8 @@ def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):
 )
 def test_workers_are_what_the_launcher_runs_side_by_side(monkeypatch, bench, launcher, wanted, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    trainer = bench.config(trainer__workers=wanted).trainer
-    assert hydra_launchers.count_workers(OmegaConf.create(launcher), trainer) == workers
+    config = bench.config(execution__workers=wanted)
+    assert hydra_launchers.count_workers(OmegaConf.create(launcher), config) == workers
 
 
 # ---------------------------------------------------------------- report and ui
@@ -349,7 +430,7 @@ def test_ui_says_when_nothing_is_recorded(command, capsys):
 def test_ui_says_when_the_database_is_damaged(command, tmp_path, capsys):
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(b"no database" * 100)
-    assert command("ui", *OWN, "ui.port=0") == 1
+    assert command("ui", *OWN, "--port", "0") == 1
     assert "mlflow.db: cannot be used, got" in capsys.readouterr().err
 
 
@@ -359,10 +440,10 @@ def test_ui_leaves_a_server_to_the_browser(command, capsys):
 
 
 def test_a_port_in_use_is_refused_and_0_picks_one():
-    refusal = pytest.raises(InputError, match=r"ui.port: \d+ cannot be had on 127.0.0.1")
+    refusal = pytest.raises(InputError, match=r"ui: port \d+ cannot be had on 127.0.0.1")
     with ui.socket.create_server(("127.0.0.1", 0)) as server, refusal:
-        ui._free_port(server.getsockname()[1])
-    assert ui._free_port(0) > 0
+        ui._find_port(server.getsockname()[1])
+    assert ui._find_port(0) > 0
 
 
 # ---------------------------------------------------------------- as a program
@@ -386,7 +467,14 @@ def test_help_loads_nothing_heavy(typed):
     )
     done = subprocess.run([sys.executable, "-c", code, "-", *typed], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"\n  {name} " in done.stdout for name in arguments.OPTIONS)
+    assert all(f"\n  {name:8} {command.help}\n" in done.stdout for name, command in COMMANDS.items())
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_on_a_command_begins_with_what_it_takes_itself(command, capsys, name):
+    assert command(name, "--help") == 0
+    assert capsys.readouterr().out.startswith(f"stagetree {name}  {COMMANDS[name].help}\n")
 
 
 def test_the_version_is_the_packages():

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 from sweeps import stagetree
 
 from stagetree.cli import pictures
+from stagetree.config.composition import Job
 from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.models import export
@@ -38,11 +38,9 @@ def trained(tmp_path_factory, arrays):
     return folder
 
 
-def test_a_data_set_is_described(bench, arrays, tmp_path):
-    console = Console(record=True, width=100)
-    config = bench.config()
-    pictures.describe_data(config, console)
-    text = console.export_text()
+def test_a_data_set_is_described(bench, arrays, capsys):
+    pictures.describe_data(Job((), bench.config()))
+    text = capsys.readouterr().out
     assert "train 160  val 40  test 50" in text
     with np.load(arrays) as given:
         pixels, counts = given["train_x"] / 255, np.bincount(given["train_y"])
@@ -94,8 +92,8 @@ def test_pictures_are_named_on_the_command_line(trained):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nonesuch", "0.png"], "predict.run: there is no run 'nonesuch', expected one of"),
-        (["best"], "predict: no picture was given"),
+        (["nonesuch", "0.png"], "predict: there is no run 'nonesuch', expected one of"),
+        (["best"], "predict: no image was given"),
         (["best", "missing.png"], "missing.png: cannot be read as a picture"),
     ],
 )
@@ -160,8 +158,6 @@ def test_the_best_of_runs_that_cannot_be_compared_is_nobodys_guess(trained):
     frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
     other = frame.assign(run_id="f" * 32, dataset="mnist", dataset_digest="d")
     both = pd.concat([frame, other], ignore_index=True)
-    with pytest.raises(
-        InputError, match=r"^predict.run: best of which\? .* of mnist; .* of small.npz .choose with data"
-    ):
+    with pytest.raises(InputError, match=r"^predict: best of which\? .* of mnist; .* of small.npz .choose with data"):
         pictures.find_run(both, "best")
     assert pictures.find_run(both, "ffff")["run_id"] == "f" * 32

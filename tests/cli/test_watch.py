@@ -6,6 +6,7 @@ import pytest
 from sweeps import PATIENCE_S, command, small, wait_until
 
 from stagetree.cli.watch import watch
+from stagetree.config.composition import Job
 from stagetree.errors import InputError
 
 
@@ -22,6 +23,6 @@ def test_a_second_terminal_follows_a_sweep_to_its_end(tmp_path, arrays):
     assert lines[-1] == "4/4 runs done; no process trains this sweep now"
 
 
-def test_there_must_be_something_to_watch(tmp_path):
+def test_there_must_be_something_to_watch(bench):
     with pytest.raises(InputError, match="no sweep was launched in"):
-        watch(tmp_path)
+        watch(Job((), bench.config()))

@@ -67,7 +67,7 @@ class TestIntegration(IntegrationTestSuite):
 
 def test_hydras_basic_sweeper_runs_our_task_without_sharing(tmp_path, arrays):
     grid = ["hydra/sweeper=basic", "hydra/launcher=basic", "schedule.stages=[(2,5e-2),(1,1e-2)],[(2,5e-2),(1,1e-3)]"]
-    done = stagetree(tmp_path, "train", "-m", *grid, *small(arrays), "trainer.fresh=true")
+    done = stagetree(tmp_path, "train", "-m", *grid, *small(arrays), "execution.fresh=true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sum(trained(tmp_path).values()) == 6
 

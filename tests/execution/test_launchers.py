@@ -102,7 +102,7 @@ def test_interrupted_sweeps_keep_their_states(launcher, tmp_path, arrays, refere
     name, words = launcher
     row = tally(f"{name}: SIGINT to the launching process")
     row.injected += 1
-    words = [*small(arrays), *GRID, *words, "trainer.checkpoint_every_s=3600"]
+    words = [*small(arrays), *GRID, *words, "execution.checkpoint_every_s=3600"]
     sweep = start(tmp_path, "sweep", *words)
     wait_until(lambda: trained(tmp_path))
     os.kill(sweep.pid, signal.SIGINT)
@@ -200,7 +200,7 @@ def test_ray_on_two_nodes_of_which_one_dies(tmp_path, arrays, reference, tally):
     row = tally("ray: a node dies")
     row.injected += 1
     with ray_cluster(nodes=2) as cluster:
-        at = [f"+hydra.launcher.ray.init.address={cluster.address}", "trainer.workers=auto"]
+        at = [f"+hydra.launcher.ray.init.address={cluster.address}", "execution.workers=auto"]
         sweep = start(tmp_path, "sweep", *small(arrays), *GRID, "hydra/launcher=ray", *at)
         wait_until(lambda: len(workers(tmp_path)) == 2)
         cluster.kill_node()

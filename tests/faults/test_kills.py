@@ -95,7 +95,7 @@ def test_killed_and_compared(seed, tmp_path, arrays, tally):
 def test_stopped(seed, number, group, tmp_path, arrays, reference, tally):
     """Stopped at a random instant: no process is left, and the same command goes on."""
     row, random = tally(f"{number.name} to the {'whole group' if group else 'launching process'}"), rng(seed)
-    sweep = start(tmp_path, "sweep", *small(arrays), "trainer.checkpoint_every_s=3600", *GRID)
+    sweep = start(tmp_path, "sweep", *small(arrays), "execution.checkpoint_every_s=3600", *GRID)
     time.sleep(0.5)
     wait_until(lambda: sweep.poll() is not None or workers(tmp_path))
     time.sleep(random.uniform(0, 2))
@@ -170,7 +170,7 @@ def test_one_run_breaks_and_all_others_finish(request, seed, fault, reason, tmp_
 @pytest.mark.full
 def test_a_worker_that_is_told_to_end_keeps_its_states_and_another_goes_on(tmp_path, arrays, reference, tally):
     row = tally("SIGTERM to a worker")
-    sweep = start(tmp_path, "sweep", *small(arrays), "trainer.checkpoint_every_s=3600", *GRID)
+    sweep = start(tmp_path, "sweep", *small(arrays), "execution.checkpoint_every_s=3600", *GRID)
     wait_until(lambda: len(trained(tmp_path)) > 30)
     if pids := workers(tmp_path):
         os.kill(pids[0], signal.SIGTERM)
@@ -190,7 +190,7 @@ def test_a_job_that_slurm_preempts(seed, tmp_path, arrays, reference, tally):
     signal and to start the job again, is played by this test and by submitit's local controller.
     """
     row, random = tally("preemption, by submitit's hooks"), rng(seed)
-    words = [*small(arrays), "trainer.checkpoint_every_s=3600", "hydra/launcher=submitit_local", *GRID]
+    words = [*small(arrays), "execution.checkpoint_every_s=3600", "hydra/launcher=submitit_local", *GRID]
     sweep = start(tmp_path, "sweep", *words)
     wait_until(lambda: len(trained(tmp_path)) > 30)
     time.sleep(random.uniform(0, 1))

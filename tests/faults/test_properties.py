@@ -37,8 +37,8 @@ OPTIMIZERS = (
 LOSSES = ("loss=cross_entropy", "loss=cross_entropy loss.label_smoothing=0.1", "loss=mse",
           "loss=nll loss.class_weights=[1,2,0.5]")  # fmt: skip
 DATA = ["dataset=npz", "dataset.file=tiny.npz"]
-QUIETLY = ["trainer.device=cpu", "trainer.workers=1", "hydra/launcher=basic", "quiet=true", "report.page=false"]
-ALONE = ["trainer.pack_size=1", "trainer.share_prefixes=false", "trainer.fresh=false", *QUIETLY]
+QUIETLY = ["trainer.device=cpu", "execution.workers=1", "hydra/launcher=basic", "quiet=true", "report.page=false"]
+ALONE = ["execution.pack_size=1", "execution.share_prefixes=false", "execution.fresh=false", *QUIETLY]
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ def cases(draw) -> Case:
                 schedules=tuple(dict.fromkeys(planned)),
                 seeds=draw(st.sampled_from(["0", "1", "0|1"])),
                 settings=(
-                    f"trainer.pack_size={draw(st.sampled_from([1, 2, 64]))}",
-                    f"trainer.share_prefixes={draw(st.sampled_from(['true', 'true', 'false']))}",
-                    f"trainer.test_every_epoch={draw(st.booleans())}".lower(),
-                    f"trainer.checkpoint_every_s={draw(st.sampled_from([0, 60]))}",
-                    f"trainer.fresh={draw(st.sampled_from(['false', 'false', 'false', 'true']))}",
+                    f"execution.pack_size={draw(st.sampled_from([1, 2, 64]))}",
+                    f"execution.share_prefixes={draw(st.sampled_from(['true', 'true', 'false']))}",
+                    f"execution.test_every_epoch={draw(st.booleans())}".lower(),
+                    f"execution.checkpoint_every_s={draw(st.sampled_from([0, 60]))}",
+                    f"execution.fresh={draw(st.sampled_from(['false', 'false', 'false', 'true']))}",
                 ),
                 damage=draw(st.none() | st.builds(Damage, st.integers(0, 50), st.sampled_from([None, 0.0, 0.5])))
                 if k else None,

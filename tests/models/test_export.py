@@ -93,8 +93,8 @@ def test_checkpoints_are_safe_to_delete_since_mlflow_has_the_weights_and_damaged
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nonesuch", "new"], "export.run: there is no run 'nonesuch'"),
-        (["best", "mlruns"], "export.folder: mlruns holds something already (give a new or an empty folder)"),
+        (["nonesuch", "new"], "export: there is no run 'nonesuch'"),
+        (["best", "mlruns"], "export: mlruns holds something already (give a new or an empty folder)"),
         (["best", "a", "b"], "stagetree export: takes 2 words, got best a b"),
     ],
 )

@@ -40,7 +40,7 @@ def frame():
     ("words", "changes", "n"),
     [
         ([], {}, 11),
-        (["predict.run=best", "trainer.workers=3", "output_dir=x", "dataset.root=y"], {}, 11),
+        (["report.top=3", "execution.workers=3", "output_dir=x", "dataset.root=y"], {}, 11),
         (["dataset=npz", "dataset.file=small.npz"], {}, 10),  # of both folders
         (["dataset=npz", "dataset.file=other.npz"], {"dataset__file": "other.npz"}, 1),
         (["dataset.val_size=0.2"], {"dataset__val_size": 0.2}, 1),

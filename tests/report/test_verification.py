@@ -34,14 +34,14 @@ class Swept:
     def sweep(self):
         return package.sweep(*self.words, *GRID)
 
-    def verify(self, *words: str, apart: bool = False) -> tuple[bool, str]:
+    def verify(self, *, repair: bool = False, apart: bool = False) -> tuple[bool, str]:
         """In a process of its own if the database is another file now: MLflow keeps connections to the old one."""
         if apart:
-            done = stagetree(self.folder, "verify", *self.words, *words)
+            done = stagetree(self.folder, "verify", *self.words, *["--repair"] * repair)
             return done.returncode == 0, done.stdout
         console = Console(file=StringIO(), width=1000)
-        with api.composed([*self.words, *words], None) as (_, _, jobs):
-            fine = verify(jobs[0].config, console)
+        with api.composed(self.words, None) as (_, _, jobs):
+            fine = verify(jobs[0].config, console, repair=repair)
         return fine, console.file.getvalue()
 
     def runs(self) -> list[store.Recorded]:
@@ -162,7 +162,7 @@ def test_damage_is_found_and_repaired_without_training(swept, damage):
     fine, printed = swept.verify(apart=apart)
     assert not fine
     assert said in printed
-    assert swept.verify("verify.repair=true", apart=apart)[0]  # which looks at everything again
+    assert swept.verify(repair=True, apart=apart)[0]  # which looks at everything again
     assert len(events(swept.folder)) == trained
     assert [run.metrics for run in swept.runs()] == [run.metrics for run in before]
 

@@ -29,7 +29,7 @@ class Bench:
             "schedule": {"stages": [[2, 0.1], [1, 0.01]]},
             "loss": {"name": "cross_entropy"},
             "trainer": {"batch_size": 16, "device": "cpu"},
-            "tracking": {}, "report": {}, "predict": {}, "export": {}, "migrate": {}, "ui": {},
+            "execution": {}, "tracking": {}, "report": {},
             "seed": 0, "output_dir": str(self.output_dir),
         }  # fmt: skip
         for path, value in changes.items():

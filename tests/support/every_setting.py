@@ -15,7 +15,7 @@ from stagetree.tracking import store
 from stagetree.tree.stage_tree import StageTree
 
 CLASSES = ("a", "b", "c")
-GROUPS = ("dataset", "model", "optimizer", "loss", "schedule", "trainer")
+GROUPS = ("dataset", "model", "optimizer", "loss", "schedule", "trainer", "execution")
 OTHER = {
     "root": "elsewhere/pets", "file": "other.npz", "split": "letters", "mean": [0.5], "std": [0.25], "val_size": 0.1,
     "class_weights": [1.0, 2.0, 3.0], "betas": [0.8, 0.95], "hidden_sizes": [5, 4], "activation": "tanh",
@@ -58,7 +58,7 @@ def base(group: str, kind: type[BaseModel], name: str) -> dict[str, Any]:
     """A configuration with this kind of this group, in which the setting has an effect."""
     chosen = {"dataset": schema.Digits, "optimizer": schema.SGD, "loss": schema.CrossEntropy, group: kind}
     values: dict[str, Any] = {"seed": 0, "output_dir": "x"}
-    for one in (*GROUPS, "tracking", "report", "predict", "export", "migrate", "ui"):
+    for one in (*GROUPS, "tracking", "report"):
         fields = chosen.get(one, kinds(one)[0]).model_fields
         values[one] = {key: value for key, value in BASE.get(one, {}).items() if key in fields}
         if "name" in fields:

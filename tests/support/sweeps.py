@@ -45,7 +45,7 @@ def small(arrays: Path) -> list[str]:
     """Overrides that choose the small data, and keep every epoch's state."""
     return [
         "dataset=npz", f"dataset.root={arrays.parent}", f"dataset.file={arrays.name}", "dataset.val_size=40",
-        "trainer.batch_size=16", "trainer.device=cpu", "trainer.workers=2", "trainer.checkpoint_every_s=0",
+        "trainer.batch_size=16", "trainer.device=cpu", "execution.workers=2", "execution.checkpoint_every_s=0",
     ]  # fmt: skip
 
 

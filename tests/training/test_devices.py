@@ -61,7 +61,7 @@ def test_each_worker_gets_a_device_of_its_own_and_the_next_one_waits_for_it(work
     assert taken == {"0", "1"}
     third = worker(1, "GPU-a", "GPU-b")
     assert third.said() == (
-        "a worker waits for a device: 2 here, with 1 worker each (trainer.workers_per_device=2 allows more)"
+        "a worker waits for a device: 2 here, with 1 worker each (execution.workers_per_device=2 allows more)"
     )
     second.end()  # killed
     assert third.said() in taken
@@ -99,18 +99,18 @@ def test_devices_are_counted_without_torch(monkeypatch, tmp_path, there, visible
 )
 def test_there_are_as_many_workers_as_slots(monkeypatch, bench, settings, workers):
     monkeypatch.setattr(hydra_launchers, "count_devices", lambda device: 3)
-    trainer = bench.config(**{f"trainer__{key}": value for key, value in settings.items()}).trainer
+    config = bench.config(**{f"execution__{key}": value for key, value in settings.items()})
     joblib = OmegaConf.create({"_target_": "a.JoblibLauncher", "n_jobs": 8})
-    assert hydra_launchers.count_workers(joblib, trainer) == workers
+    assert hydra_launchers.count_workers(joblib, config) == workers
 
 
 def test_more_workers_than_slots_are_refused(monkeypatch, bench):
     monkeypatch.setattr(hydra_launchers, "count_devices", lambda device: 3)
     joblib = OmegaConf.create({"_target_": "a.JoblibLauncher", "n_jobs": 8})
     with pytest.raises(
-        InputError, match=r"trainer.workers: got 4 for 3 devices, expected at most 3 \(trainer.workers_per_device=2"
+        InputError, match=r"execution.workers: got 4 for 3 devices, expected at most 3 \(execution.workers_per_device=2"
     ):
-        hydra_launchers.count_workers(joblib, bench.config(trainer__workers=4).trainer)
+        hydra_launchers.count_workers(joblib, bench.config(execution__workers=4))
 
 
 def test_every_setting_that_does_not_fit_the_data_or_this_machine_is_told_at_once_before_anything_trains(

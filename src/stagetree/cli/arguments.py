@@ -1,29 +1,22 @@
-"""What is typed -> Hydra's own command line; help and completion, which are answered at once, without imports."""
+"""What is typed -> a command, its arguments and Hydra's own command line; help and completion, answered at once."""
 
 import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+from stagetree.cli.commands import COMMANDS, Command
+from stagetree.config.overrides import hydra_override
 from stagetree.errors import InputError
-from stagetree.tree.notation import listed_stages
 
 HELP = """\
 usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
 
-  train    train one run (--fresh --quiet)
-  sweep    train a grid: values separated by commas, shared schedule prefixes once (--fresh --quiet)
-  plan     say what a sweep would train, and train nothing (--json)
-  watch    show the progress of a sweep that runs elsewhere
-  report   rank the runs as a table, a CSV file and a page (--metric test_acc --top 20 --group-by seed --output X.csv)
-  ui       open MLflow's user interface (--port 5000)
-  data     DATASET: say what a data set holds, and draw sample pictures
-  predict  RUN picture.png ...: name the classes of pictures; RUN is best, a run's name, or the beginning of its id
-  export   RUN DIR: write a trained model that needs torch and safetensors alone
-  migrate  URI: copy what is recorded to another MLflow store, such as a team's server
-  verify   say whether checkpoints, MLflow and the leaderboard agree (--repair: put right what does not)
+{commands}
 
   stagetree train dataset=mnist model=mlp_300 "schedule.stages=[(3,1e-1)]"
   stagetree sweep dataset=mnist model=mlp,mlp_300 "schedule.stages=[(5,1e-1),(5,1e-2)],[(5,1e-1),(5,1e-3)]" seed=1,2
@@ -32,50 +25,33 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   stagetree COMMAND --cfg job  the configuration that would be used
   eval "$(stagetree -sc install=bash)"  completion for this shell (also zsh, fish)
 """
-OPTIONS = {
-    "train": {"fresh": "trainer.fresh", "quiet": "quiet"},
-    "sweep": {"fresh": "trainer.fresh", "quiet": "quiet"},
-    "plan": {"fresh": "trainer.fresh"},
-    "watch": {},
-    "report": {
-        "metric": "report.metric",
-        "top": "report.top",
-        "group-by": "report.group_by",
-        "output": "report.output",
-    },
-    "ui": {"port": "ui.port"},
-    "data": {},
-    "predict": {},
-    "export": {},
-    "migrate": {},
-    "verify": {"repair": "verify.repair"},
-}
-"""For each command, options that are another way to write an override."""
-SWITCHES = {"fresh", "quiet", "repair"}
-"""Options without a value: they stand for `true`."""
-COUNTS = {"top", "port"}
-"""Options that take a number; what others take is text, even if it looks like one."""
-WORDS: dict[str, Callable[[Sequence[str]], list[str]]] = {
-    "data": lambda words: [f"dataset={_text(words[0])}"],
-    "predict": lambda words: [
-        f"predict.run={_text(words[0])}",
-        f"predict.pictures=[{','.join(map(_text, words[1:]))}]",
-    ],
-    "export": lambda words: [
-        f"export.{key}={_text(word)}" for key, word in zip(("run", "folder"), words, strict=False)
-    ],
-    "migrate": lambda words: [f"migrate.to={_text(words[0])}"],
-}
-"""For each command that takes plain words first, the overrides that they stand for."""
-MOST_WORDS = {"data": 1, "export": 2, "migrate": 1}
-TRAINING = {"train", "sweep", "plan"}
-"""Commands that take a whole grid."""
+HELP_FLAGS = {"-h", "--help"}
+SHOWING_FLAGS = {"-c", "--cfg", "-i", "--info", "--hydra-help", *HELP_FLAGS}
+"""Hydra's, with which nothing runs, so that -m is not understood."""
+MULTIRUN_FLAGS = {"-m", "--multirun"}
 
 
-def answered_at_once(words: Sequence[str]) -> bool:
-    """Print what needs no import: help, the version, and the words that complete a command or its options."""
+@dataclass(frozen=True)
+class Call:
+    """One call of the program."""
+
+    command: str
+    """By its name."""
+    arguments: Mapping[str, Any]
+    """Of the command's function; those that were not typed are missing."""
+    words: list[str]
+    """Hydra's own command line."""
+
+
+def answer_at_once(words: Sequence[str]) -> bool:
+    """Print what needs no import: help, the version, and the words that complete a command or its options.
+
+    Returns:
+        Whether that was all that was asked for.
+    """
     if not words or words in (["-h"], ["--help"]):
-        print(HELP, end="")
+        lines = [f"  {name:8} {command.help}" for name, command in COMMANDS.items()]
+        print(HELP.format(commands="\n".join(lines)), end="")
     elif words == ["--version"]:
         from stagetree._version import __version__
 
@@ -85,7 +61,8 @@ def answered_at_once(words: Sequence[str]) -> bool:
         *before, word = [part.removesuffix("|") for part in line] or [""]
         if before and not word.startswith("-"):
             return False
-        known = [f"--{option}" for option in OPTIONS.get(before[0], ())] if before else OPTIONS
+        options = COMMANDS[before[0]].options if before and before[0] in COMMANDS else ()
+        known = [option.name for option in options] if before else COMMANDS
         fitting = [choice for choice in known if choice.startswith(word)]
         if not before and not fitting:
             return False  # overrides without a command
@@ -100,66 +77,85 @@ def asks_completion(words: Sequence[str]) -> bool:
     return "COMP_LINE" in os.environ and any(word.startswith("query=") for word in words)
 
 
-def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Take the command off the front. Words that are Hydra's own from the first on mean `train`.
+def parse(words: Sequence[str]) -> Call:
+    """Take apart what was typed after the program's name; a call without a command trains.
 
     Raises:
-        InputError: there is no such command.
+        InputError: there is no such command, or it does not take what was typed.
     """
     first = words[0]
-    if first in OPTIONS:
-        return first, list(words[1:])
-    if first.startswith(("-", "~")) or "=" in first:
-        return "train", list(words)
+    if first not in COMMANDS and (first.startswith(("-", "~")) or "=" in first):
+        first, words = "train", ["train", *words]
+    if first not in COMMANDS:
+        near = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"stagetree: there is no command {first!r}, expected one of {', '.join(COMMANDS)}{hint}")
+    command = COMMANDS[first]
+    try:
+        given, rest = _take_options(command, words[1:])
+        named, rest = _take_names(command, rest)
+        overrides, flags = _split_overrides(command, rest)
+    except ValueError as error:
+        raise InputError(f"stagetree {first}: {error}") from None
+    arguments: dict[str, Any] = {}
+    for target, value in (*given, *named):
+        if target.endswith("="):
+            overrides.append(target + (_text(value) if isinstance(value, str) else str(value)))
+        elif "=" in target:
+            overrides.append(target)
+        else:
+            arguments[target] = value
+    return Call(first, arguments, [*flags, *overrides])
 
-    near = difflib.get_close_matches(first, OPTIONS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(f"stagetree: there is no command {first!r}, expected one of {', '.join(OPTIONS)}{hint}")
 
-
-def hydra_words(command: str, words: Sequence[str]) -> list[str]:
-    """Write the words after a command as Hydra's own command line would have them.
-
-    Flags come before overrides, since Hydra 1.3 refuses overrides on both sides of a flag.
-    """
+def _take_options(command: Command, words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Split off the command's options: what each stands for, with its value, and the other words."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog=f"stagetree {command}", add_help=False, allow_abbrev=False)
-    for option in OPTIONS[command]:
-        if option in SWITCHES:
-            parser.add_argument(f"--{option}", action="store_const", const="true")
-        else:
-            parser.add_argument(f"--{option}", metavar="VALUE")
-    if command == "plan":
-        parser.add_argument("--json", action="store_true")
-    given, words = parser.parse_known_args(words)
-    named, words = _split_names(words) if command in WORDS else ([], words)
-    most = MOST_WORDS.get(command)
-    if most is not None and len(named) > most:
-        raise InputError(f"stagetree {command}: takes {most} word{'s' * (most > 1)}, got {' '.join(named)}")
-    overrides = [listed_stages(word) for word in words if _is_override(word)]
-    flags = [word for word in words if not _is_override(word)]
-    for option, key in OPTIONS[command].items():
-        value = getattr(given, option.replace("-", "_"))
-        if value is not None:
-            plain = option in SWITCHES or (option in COUNTS and value.isdecimal())
-            overrides.append(f"{key}={value if plain else _text(value)}")
-    if command == "plan":
-        overrides.append(f"hydra.sweeper.mode={'plan_json' if given.json else 'plan'}")
-    if named:
-        overrides += WORDS[command](named)
-    if command not in TRAINING and {"-m", "--multirun"} & set(flags):
-        raise InputError(f"stagetree {command}: takes no -m, since it trains nothing (leave it out)")
-    shows = {"-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help", "-m", "--multirun"}
-    if command in ("sweep", "plan") and not any(flag.split("=")[0] in shows for flag in flags):
-        flags = ["-m", *flags]
-    return [*flags, *overrides]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in command.options:
+        kind = {"metavar": "VALUE"} if option.example else {"action": "store_true", "default": None}
+        parser.add_argument(option.name, dest=option.name, **kind)
+    try:
+        typed, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(error) from None
+    given = []
+    for option in command.options:
+        if (value := getattr(typed, option.name)) is not None:
+            try:
+                given.append((option.target, option.read(value) if option.example else value))
+            except ValueError as error:
+                raise ValueError(f"{option.name} must be {error}, got {value!r}") from None
+    return given, rest
 
 
-def _split_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take plain words off the front: a file is a picture even if its name looks like an override."""
+def _take_names(command: Command, words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Split off the command's plain words; a file is one even if its name looks like an override."""
+    if not command.words:
+        return [], list(words)
     names = list(takewhile(lambda word: not word.startswith("-") and (Path(word).is_file() or "=" not in word), words))
-    return names, list(words[len(names) :])
+    rest, most = words[len(names) :], len(command.words)
+    if command.usage.endswith("...") and len(names) >= most:
+        names = [*names[: most - 1], tuple(names[most - 1 :])]
+    if len(names) > most:
+        raise ValueError(f"takes {most} word{'s' * (most > 1)}, got {' '.join(names)}")
+    return list(zip(command.words, names, strict=False)), list(rest)
+
+
+def _split_overrides(command: Command, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell overrides from flags, which come first, since Hydra 1.3 refuses overrides on both sides of a flag."""
+    overrides = [hydra_override(word) for word in words if _is_override(word)]
+    flags = [word for word in words if not _is_override(word)]
+    kinds = {flag.split("=")[0] for flag in flags}
+    if kinds & MULTIRUN_FLAGS and not command.takes_grid:
+        raise ValueError("takes no -m, since it trains nothing (leave it out)")
+    for word in command.adds:
+        if _is_override(word):
+            overrides.append(word)
+        elif not kinds & (SHOWING_FLAGS | MULTIRUN_FLAGS):
+            flags.insert(0, word)
+    return overrides, flags
 
 
 def _is_override(word: str) -> bool:

@@ -10,7 +10,7 @@ from pandas import DataFrame, Series
 from rich.console import Console
 from rich.table import Table
 
-from stagetree.config.schema import Config
+from stagetree.config.composition import Job
 from stagetree.data import cache, readers, sampling
 from stagetree.data.cache import Arrays, DataInfo
 from stagetree.errors import InputError, choices, printable
@@ -30,12 +30,13 @@ LIKELY = 3
 # ---------------------------------------------------------------- data
 
 
-def describe_data(config: Config, console: Console) -> None:
+def describe_data(job: Job) -> None:
     """Print what a data set holds, and write a grid of its first training pictures with their labels.
 
     Raises:
         InputError: it cannot be prepared.
     """
+    config, console = job.config, Console()
     info = cache.prepare(config.dataset, Path(config.output_dir))
     arrays = cache.load(Path(info.folder), info.digest)
     n_train, n_val = map(len, sampling.split(info.n_train, config.dataset.val_size, config.dataset.val_seed))
@@ -97,26 +98,31 @@ def draw_samples(arrays: Arrays) -> bytes:
 # ---------------------------------------------------------------- predict
 
 
-def predict(config: Config, console: Console, overrides: Sequence[str]) -> None:
+def predict(job: Job, run: str = "best", images: Sequence[str] = ()) -> None:
     """Print the most probable classes of each picture, by a finished run, which stderr names.
+
+    Args:
+        job: its overrides select the runs that are looked at.
+        run: `best`, a run's name, or the beginning of its id (at least 4 characters).
+        images: paths of image files.
 
     Raises:
         InputError: no such run, it is not finished, or a picture cannot be read.
     """
-    if not config.predict.pictures:
-        raise InputError("predict: no picture was given (stagetree predict RUN picture.png ...)")
-    run = _chosen(config, overrides, config.predict.run, "predict.run")
-    network = load_network(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"])
-    classified = classify(network, config.predict.pictures)
-    print(f"by {_described(run)}", file=sys.stderr)
-    for path, probabilities in zip(config.predict.pictures, classified, strict=True):
+    if not images:
+        raise InputError("predict: no image was given (stagetree predict RUN image.png ...)")
+    chosen = _chosen(job, run, "predict")
+    network = load_network(Path(job.config.output_dir), chosen["uid"], job.config.store_uri, chosen["run_id"])
+    classified, console = classify(network, images), Console()
+    print(f"by {_described(chosen)}", file=sys.stderr)
+    for path, probabilities in zip(images, classified, strict=True):
         said = "  ".join(f"{name} {share:.1%}" for name, share in probabilities)
         console.print(f"{printable(path)}: {said}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _chosen(config: Config, overrides: Sequence[str], name: str, setting: str) -> Series:
-    frame = store.load(config.store_uri, config.tracking.experiment)
-    return find_run(selection.select(frame, config, overrides), name, config.report.metric, setting)
+def _chosen(job: Job, name: str, command: str) -> Series:
+    frame = store.load(job.config.store_uri, job.config.tracking.experiment)
+    return find_run(selection.select(frame, job.config, job.overrides), name, job.config.report.metric, command)
 
 
 def _described(run: Series) -> str:
@@ -124,27 +130,27 @@ def _described(run: Series) -> str:
     return printable(f"run {run['run_id'][:8]} ({run['dataset']}, {run['run_name']}, {accuracy} {run[accuracy]:.2%})")
 
 
-def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: str = "predict.run") -> Series:
+def find_run(frame: DataFrame, name: str, metric: str | None = None, command: str = "predict") -> Series:
     """Find a finished run by `best`, by its name, or by at least 4 characters that its id begins with.
 
     Args:
         frame: from `store.load`.
         name: of the run.
         metric: for `best`, as for `ranking.rank`.
-        setting: that gave the name.
+        command: that asks.
 
     Raises:
         InputError: none or several fit, it is not finished, or the best is of several groups that cannot be compared.
     """
     if name == "best" and not (frame["status"] == "finished").any():
-        raise InputError(f"{setting}: no run is finished, so none is best (train one: stagetree train)")
+        raise InputError(f"{command}: no run is finished, so none is best (train one: stagetree train)")
     if name == "best":
         ranked = ranking.rank(frame[frame["status"] == "finished"], metric).dropna(subset="rank")
         first = ranked.drop_duplicates("group") if "group" in ranked else ranked.head(1)
         if len(first) > 1:
             among = "; ".join(f"{row.run_id[:8]} of {row.group}" for row in first.itertuples())
             raise InputError(
-                f"{setting}: best of which? Runs cannot be compared, since the data or its division differs: {among} "
+                f"{command}: best of which? Runs cannot be compared, since the data or its division differs: {among} "
                 "(choose with dataset=NAME, dataset.val_size=VALUE and the like, or give one of these ids)"
             )
         found = frame[frame["run_id"].isin(first["run_id"])]
@@ -153,13 +159,13 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: st
         found = frame[by_id | (frame["run_name"] == name)]
     if found.empty:
         known = [*frame["run_name"].dropna().head(20), "best"]
-        raise InputError(f"{setting}: there is no run {name!r}{choices(name, known)}")
+        raise InputError(f"{command}: there is no run {name!r}{choices(name, known)}")
     if len(found) > 1:
         ids = ", ".join(found["run_id"].str[:8])
-        raise InputError(f"{setting}: {name!r} fits {len(found)} runs, with the ids {ids} (give one of these)")
+        raise InputError(f"{command}: {name!r} fits {len(found)} runs, with the ids {ids} (give one of these)")
     run = found.iloc[0]
     if run["status"] != "finished":
-        raise InputError(f"{setting}: {name!r} is {run['status']}, expected a finished run (launch its sweep again)")
+        raise InputError(f"{command}: {name!r} is {run['status']}, expected a finished run (launch its sweep again)")
     return run
 
 
@@ -176,7 +182,7 @@ def classify(network: Network, pictures: Sequence[str]) -> list[list[tuple[str, 
 def _read(path: Path, info: DataInfo) -> np.ndarray:
     channels, height, width = info.image_shape
     if info.scale == 1.0 or channels not in (1, 3):
-        raise InputError(f"predict.run: it was trained on arrays of {info.image_shape} that no picture file holds")
+        raise InputError(f"predict: it was trained on arrays of {info.image_shape} that no picture file holds")
     # a row of features is no image: nothing says how a larger one would be cut into it
     size = {"height": height, "width": width, "resize": height > 1}
     return readers.read_picture(path, grayscale=channels == 1, **size).reshape(-1)
@@ -185,16 +191,21 @@ def _read(path: Path, info: DataInfo) -> np.ndarray:
 # ---------------------------------------------------------------- export
 
 
-def export_run(config: Config, overrides: Sequence[str]) -> None:
+def export_run(job: Job, run: str = "best", folder: str = "model") -> None:
     """Write a finished run as plain files, and print what they are.
+
+    Args:
+        job: its overrides select the runs that are looked at.
+        run: as for `predict`.
+        folder: that is made; it must not hold anything yet.
 
     Raises:
         InputError: no such run, it is not finished, its files are gone, or the folder holds something.
     """
-    run = _chosen(config, overrides, config.export.run, "export.run")
-    known = run[run.notna()].drop(["status"])
+    chosen, path = _chosen(job, run, "export"), Path(folder)
+    known = chosen[chosen.notna()].drop(["status"])
     about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
-    folder = Path(config.export.folder)
-    export(load_network(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"]), folder, about)
-    print(_described(run))
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (cd {folder} && python example.py)")
+    output_dir, uid = Path(job.config.output_dir), chosen["uid"]
+    export(load_network(output_dir, uid, job.config.store_uri, chosen["run_id"]), path, about)
+    print(_described(chosen))
+    print(f"{path}: {', '.join(sorted(file.name for file in path.iterdir()))} (cd {path} && python example.py)")

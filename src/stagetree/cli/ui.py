@@ -6,24 +6,29 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from stagetree.config.schema import Config
+from stagetree.config.composition import Job
 from stagetree.errors import InputError
 from stagetree.tracking.connection import VIEW, VIEW_TAG, connect
 
 
-def serve(config: Config) -> None:
-    """Replace this process by MLflow's server, after printing the address of the experiment's runs.
+def serve(job: Job, port: int = 5000) -> None:
+    """Replace this process by MLflow's server on 127.0.0.1, after printing the address of the experiment's runs.
+
+    Args:
+        job: says what is shown.
+        port: of the server; 0 picks one that is free.
 
     Raises:
         InputError: nothing was recorded yet, the port is taken, or the runs are on a server already.
     """
+    config = job.config
     output_dir = Path(config.output_dir).resolve()
     if config.tracking.uri is None and not (output_dir / "mlflow.db").exists():
         raise InputError(f"output_dir: no runs are recorded in {output_dir} (train first, or give output_dir=...)")
     uri = config.store_uri
     if urlsplit(uri).scheme in ("http", "https"):
         raise InputError(f"tracking.uri: the runs are on a server already (open {uri} in a browser)")
-    port = _free_port(config.ui.port)
+    port = _find_port(port)
 
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with it the server is 15 processes
     experiment = connect(uri).get_experiment_by_name(config.tracking.experiment)
@@ -39,7 +44,7 @@ def serve(config: Config) -> None:
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
 
 
-def _free_port(port: int) -> int:
+def _find_port(port: int) -> int:
     """Check that the port can be had; 0 picks one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no obstacle
@@ -47,6 +52,6 @@ def _free_port(port: int) -> int:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise InputError(
-                f"ui.port: {port} cannot be had on 127.0.0.1: {error.strerror} (give another with --port)"
+                f"ui: port {port} cannot be had on 127.0.0.1: {error.strerror} (give another with --port)"
             ) from None
         return probe.getsockname()[1]

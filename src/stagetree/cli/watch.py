@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from stagetree.cli.progress import ProgressDisplay
+from stagetree.config.composition import Job
 from stagetree.errors import InputError
 from stagetree.execution.shutdown import is_launching, is_training
 from stagetree.storage.event_log import EventReader
@@ -13,12 +14,13 @@ from stagetree.storage.locks import store_claims
 from stagetree.tracking.follower import POLL_S
 
 
-def watch(output_dir: Path) -> None:
+def watch(job: Job) -> None:
     """Show the progress of the latest launch until it ends.
 
     Raises:
         InputError: nothing was launched yet.
     """
+    output_dir = Path(job.config.output_dir).resolve()
     launches = sorted(output_dir.glob("sweeps/*/*/sweep.json"), key=lambda path: path.stat().st_mtime)
     if not launches:
         raise InputError(f"output_dir: no sweep was launched in {output_dir} (start one, or give output_dir=...)")

@@ -1,30 +1,15 @@
-"""From Hydra's override strings to checked configurations: the grid of a sweep, composed fast."""
+"""One point of a grid: a composed configuration, checked, and what trains it alone."""
 
-import pickle
-import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
-from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from stagetree.config.schema import Config
 from stagetree.config.validation import check
 from stagetree.errors import InputError
 from stagetree.redact import redact_words
-from stagetree.tree.notation import listed_stages
-
-MISTAKES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -50,73 +35,11 @@ def source_flags(hydra: DictConfig) -> tuple[str, ...]:
     return (*flags, *(["-cn", hydra.job.config_name] if hydra.job.config_name != "config" else []))
 
 
-def compose_grid(config_loader: ConfigLoader, config: DictConfig, arguments: Sequence[str]) -> list[Job]:
-    """Expand the grid as Hydra's basic sweeper does, compose each job, and check it.
-
-    Composition is what Hydra's `load_sweep_config` would give, but the groups are composed once for each distinct
-    choice of groups, and what a value changes is found out once (100,000 jobs: 12 s; Hydra takes 60 for 1,000).
-
-    Args:
-        config_loader: of the running Hydra application.
-        config: composed for the whole sweep, `hydra` node included; `hydra.sweeper.params` are part of the grid.
-        arguments: overrides of the command line, which win over `hydra.sweeper.params`.
-
-    Raises:
-        InputError: with a line for each distinct mistake in any job, at most `MISTAKES_SHOWN`.
-        CompactHydraException: an override cannot be parsed.
-    """
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    words = [listed_stages(f"{key}={value}") for key, value in params.items()] + list(arguments)
-    parser = OverridesParser.create(config_loader=config_loader)
-    sweeps = parser.parse_overrides(words)
-    for sweep in sweeps:
-        if sweep.is_interval_sweep():
-            raise InputError(f"{sweep.input_line}: a grid cannot sweep an interval (list the values: a,b,c)")
-    grid = BasicSweeper.split_arguments(sweeps, max_batch_size=None)[0]
-    if not grid:
-        raise InputError(f"{' '.join(words)}: the grid is empty, since one of its lists of values is")
-
-    words = dict.fromkeys(word for point in grid for word in point)
-    parsed = dict(zip(words, parser.parse_overrides(list(words)), strict=True))
-    is_value = _value_test(config_loader, config)
-    values = {word: override for word, override in parsed.items() if is_value(override)}
-    by_groups: dict[tuple[str, ...], list[int]] = {}
-    for position, point in enumerate(grid):
-        by_groups.setdefault(tuple(word for word in point if word not in values), []).append(position)
-
-    flags = source_flags(config.hydra)
-    jobs: dict[int, Job] = {}
-    mistakes: dict[str, list[int]] = {}
-    outer = HydraConfig.instance().cfg
-    try:
-        for groups, positions in by_groups.items():
-            try:
-                base = _Base(config_loader, config, groups)
-            except CompactHydraException as error:
-                mistakes.setdefault(_text(error), []).extend(positions)
-                continue
-            for position in positions:
-                point = grid[position]
-                try:
-                    chosen = [values[word] for word in point if word in values]
-                    jobs[position] = Job(tuple(point), base.job(chosen), flags)
-                except CompactHydraException as error:
-                    mistakes.setdefault(_text(error), []).append(position)
-                except InputError as error:
-                    for line in str(error).splitlines():
-                        mistakes.setdefault(line, []).append(position)
-    finally:
-        HydraConfig.instance().cfg = outer
-    if mistakes:
-        raise InputError(_summary({text: [grid[p] for p in where] for text, where in mistakes.items()}, grid))
-    return [jobs[position] for position in range(len(grid))]
-
-
-def checked(cfg: DictConfig) -> Config:
+def resolve(cfg: DictConfig) -> Config:
     """Resolve a composed configuration without its `hydra` node to plain values, and check them.
 
     Raises:
-        InputError: with a line for each mistake.
+        InputError: with a line for each error.
     """
     try:
         return check(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
@@ -125,136 +48,3 @@ def checked(cfg: DictConfig) -> Config:
         raise InputError("\n".join(f"{key}: is not set (give it as {key}=...)" for key in missing)) from None
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-
-
-def _value_test(config_loader: ConfigLoader, config: DictConfig) -> Callable[[Override], bool]:
-    """Tell overrides of plain values from those that decide which files are composed."""
-    if not hasattr(config_loader, "_apply_overrides_to_config"):  # private to Hydra: without it, compose each job whole
-        return lambda override: False
-    name = config.hydra.job.config_name
-    hydra_overrides = list(config.hydra.overrides.hydra)
-    is_group: dict[str, bool] = {}
-
-    def is_value(override: Override) -> bool:
-        key = override.key_or_group
-        if override.package is not None or override.is_hydra_override():
-            return False
-        if key not in is_group:
-            options = config_loader.get_group_options(
-                key, results_filter=None, config_name=name, overrides=hydra_overrides
-            )
-            is_group[key] = bool(options)
-        return not is_group[key]
-
-    return is_value
-
-
-class _Base:
-    """One choice of groups, composed, and the jobs that differ from it in values.
-
-    What a value changes is found out once, by Hydra. If that is one setting, and nothing refers to another setting,
-    jobs are put together from plain values: ten times faster than by Hydra on a copy for each.
-
-    Args:
-        config_loader: of the running Hydra application.
-        config: composed for the whole sweep.
-        groups: overrides that choose what is composed.
-    """
-
-    def __init__(self, config_loader: ConfigLoader, config: DictConfig, groups: Sequence[str]):
-        base = config_loader.load_sweep_config(config, list(groups))
-        HydraConfig.instance().set_config(base)  # what ${hydra:...} reads while the jobs are resolved
-        with flag_override(base, ["struct", "readonly"], [False, False]):
-            del base["hydra"]
-        self._loader, self._pickled = config_loader, pickle.dumps(base)
-        self._missing = {tuple(key.split(".")) for key in OmegaConf.missing_keys(base)}
-        self._plain = _plain(base)
-        self._effects: dict[str, tuple[tuple[str, ...], Any] | None] = {}
-
-    def job(self, values: Sequence[Override]) -> Config:
-        """Compose and check one job.
-
-        Raises:
-            CompactHydraException: a value cannot be set.
-            InputError: with a line for each mistake in the configuration.
-        """
-        effects = [self._effect(value) for value in values] if self._plain is not None else [None]
-        if None not in effects:
-            paths = [path for path, _ in effects]
-            if _are_apart(paths) and self._missing <= set(paths):
-                plain = self._plain
-                for path, value in effects:
-                    plain = _with(plain, path, value)
-                return check(plain)
-        return checked(self._changed(values))
-
-    def _changed(self, values: Sequence[Override]) -> DictConfig:
-        job = pickle.loads(self._pickled)  # ten times faster than deepcopy
-        if values:
-            self._loader._apply_overrides_to_config(list(values), job)
-        return job
-
-    def _effect(self, value: Override) -> tuple[tuple[str, ...], Any] | None:
-        """Where a value goes and what it is there; `None` if it does more than to set one setting."""
-        word = value.input_line
-        if word not in self._effects:
-            self._effects[word] = None if _REFERENCE.search(word) else self._find_effect(value)
-        return self._effects[word]
-
-    def _find_effect(self, value: Override) -> tuple[tuple[str, ...], Any] | None:
-        path = tuple(value.key_or_group.split("."))
-        try:
-            changed = OmegaConf.to_container(self._changed([value]), resolve=True)
-            found = reduce(getitem, path, changed)
-            alone = not isinstance(found, dict) and _with(self._plain, path, found) == changed
-        except (CompactHydraException, OmegaConfBaseException, KeyError, TypeError, ValueError):
-            return None
-        return (path, found) if alone else None
-
-
-# to another setting; the environment's and Hydra's own values stay as they are in all jobs of one choice of groups
-_REFERENCE = re.compile(r"\$\{(?!oc\.env:|hydra:)")
-
-
-def _plain(base: DictConfig) -> dict[str, Any] | None:
-    """A configuration as plain values; `None` if a setting refers to another, or to something that is not there."""
-    if _REFERENCE.search(OmegaConf.to_yaml(base)):
-        return None
-    try:
-        return OmegaConf.to_container(base, resolve=True)
-    except OmegaConfBaseException:  # told for each job
-        return None
-
-
-def _are_apart(paths: Sequence[tuple[str, ...]]) -> bool:
-    """Whether no setting is, or is part of, another."""
-    above = {path[:i] for path in paths for i in range(1, len(path))}
-    return len(set(paths)) == len(paths) and above.isdisjoint(paths)
-
-
-def _with(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy with one value set; what does not lie on the way is shared."""
-    first, *rest = path
-    return {**values, first: _with(values[first], rest, value) if rest else value}
-
-
-def _text(error: CompactHydraException) -> str:
-    """What Hydra prints for this error."""
-    cause = error.__cause__
-    return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-
-
-def _summary(mistakes: dict[str, list[Sequence[str]]], grid: Sequence[Sequence[str]]) -> str:
-    """Each mistake once, with the choices that all jobs with it share and that tell them from the other jobs."""
-    common = set.intersection(*map(set, grid))
-    lines = []
-    for text, points in list(mistakes.items())[:MISTAKES_SHOWN]:
-        shared = set.intersection(*map(set, points)) - common
-        where = " ".join(word for word in points[0] if word in shared)
-        if len(points) < len(grid) and not where:
-            where = f"{len(points)} of {len(grid)} jobs"
-        head, *rest = text.split("\n")
-        lines.append("\n".join([f"{head} (in {where})" if where else head, *rest]))
-    if len(mistakes) > MISTAKES_SHOWN:
-        lines.append(f"... and {len(mistakes) - MISTAKES_SHOWN} more mistakes")
-    return "\n".join(lines)

@@ -17,18 +17,17 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, dev
         device: what `auto` stands for here, at the most specific.
     """
     plain = config.model_dump(mode="json")
-    dataset, trainer = plain["dataset"], plain["trainer"]
     trunk = Trunk(
         data=digest,
-        **{name: dataset[name] for name in ("mean", "std", "val_size")},
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        val_size=config.dataset.val_size,
         val_seed=config.dataset.val_seed if config.dataset.val_size else 0,
         model=plain["model"],
         n_params=config.model.n_params(in_features, n_classes),
         loss=plain["loss"],
         reset_optimizer=config.schedule.reset_optimizer,
-        **{name: trainer[name] for name in ("batch_size", "eval_batch_size", "shuffle", "precision")},
-        device=device,
-        threads=config.trainer.threads if device == "cpu" else 1,
+        **plain["trainer"] | {"device": device, "threads": config.trainer.threads if device == "cpu" else 1},
         optimizer=plain["optimizer"],
         seed=config.seed,
     )

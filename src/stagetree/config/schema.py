@@ -1,6 +1,6 @@
 """The typed schema of one run's configuration.
 
-Hydra composes plain values; `checks.check` turns them into a frozen `Config` or reports every mistake at once.
+Hydra composes plain values; `validation.check` turns them into a frozen `Config` or reports every error at once.
 Field docstrings give units and say what `0`, `null` and empty mean; docs/configuration.md is made from them.
 """
 
@@ -78,11 +78,11 @@ class Dataset(Frozen):
     std: Floats = ()
     """Divided by for each channel; empty: 1."""
     val_size: Size = 0
-    """Training pictures held out for validation: a count, a fraction below 1, or 0 for none."""
+    """Training images held out for validation: a count, a fraction below 1, or 0 for none."""
     val_seed: Seed = 0
     """Seed of that choice; `torch.utils.data.random_split` with this seed gives the same members."""
     duplicates: Literal["ignore", "warn", "error"] = "warn"
-    """What to do about training pictures that stand in the test set."""
+    """What to do about training images that stand in the test set."""
 
     @property
     def label(self) -> str:
@@ -100,13 +100,13 @@ class HeldOutTest(Dataset):
     """A data set that may come without a test set of its own."""
 
     test_size: Size = 0
-    """Pictures held out for the test when the data has no test set: a count or a fraction below 1."""
+    """Images held out for the test when the data has no test set: a count or a fraction below 1."""
     test_seed: Seed = 0
     """Seed of that choice, made before the validation set is taken from the rest."""
 
 
 class Digits(HeldOutTest):
-    """scikit-learn's bundled handwritten digits, 1,797 pictures of 8x8 (UCI optdigits)."""
+    """scikit-learn's bundled handwritten digits, 1,797 images of 8x8 (UCI optdigits)."""
 
     name: Literal["digits"]
 
@@ -143,13 +143,13 @@ class Npz(HeldOutTest):
 
 
 class ImageFolder(HeldOutTest):
-    """Pictures in a folder for each class, under `root/train` and `root/test`, or under `root` alone."""
+    """Images in a folder for each class, under `root/train` and `root/test`, or under `root` alone."""
 
     name: Literal["image_folder"]
     height: Count
-    """Pixels; other pictures are resized."""
+    """Pixels; other images are resized."""
     width: Count
-    """Pixels; other pictures are resized."""
+    """Pixels; other images are resized."""
     grayscale: bool = False
     """One channel instead of red, green and blue."""
 
@@ -310,26 +310,39 @@ class Schedule(Frozen):
     """Start each stage with a fresh optimizer; `false` carries momentum and the like across the boundary."""
 
 
-# ---------------------------------------------------------------- trainer, tracking, report, ui
+# ---------------------------------------------------------------- trainer, execution, tracking, report
 
 
 class Trainer(Frozen):
-    """How training is done."""
+    """How training is done, as far as it decides the numbers: all of this enters the uid."""
 
     batch_size: Count = 32
-    """Pictures in a minibatch; the last one of an epoch may be smaller."""
+    """Images in a minibatch; the last one of an epoch may be smaller."""
     eval_batch_size: Count = 1024
-    """Pictures evaluated at a time."""
+    """Images evaluated at a time."""
     shuffle: bool = True
     """A new order each epoch, from `(seed, epoch)`; `false`: the data's own order."""
-    test_every_epoch: bool = False
-    """Evaluate on the test set after each epoch, for display only."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`: cuda, then mps, then cpu."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of the matrix products; weights and sums stay float32. `tf32` is for cuda."""
     threads: Count = 1
     """CPU threads of one worker. Bits are promised for 1."""
+
+    @model_validator(mode="after")
+    def _tf32_is_for_cuda(self):
+        if self.precision == "tf32" and self.device in ("cpu", "mps"):
+            raise ValueError(f"precision tf32 is for cuda, got device {self.device} (set trainer.precision=float32)")
+        return self
+
+
+class Execution(Frozen):
+    """How a sweep is executed: none of this decides a number, and all runs of a sweep share it."""
+
+    workers: AutoOrCount = "auto"
+    """Units trained at a time; `auto`: what the launcher runs side by side, on GPUs as many as there are slots."""
+    workers_per_device: Count = 1
+    """Workers that share one GPU; each worker keeps to a GPU of its own otherwise."""
     pack_size: AutoOrCount = "auto"
     """Most members that train side by side; 1: no packing; `auto`: what a short measurement of the shape finds best."""
     share_prefixes: bool = True
@@ -338,16 +351,8 @@ class Trainer(Frozen):
     """Train anew what is finished already; earlier results stay until the new ones replace them."""
     checkpoint_every_s: NonNegative = 60.0
     """Seconds between states kept within a stage, at the end of an epoch; a killed run goes on from the last."""
-    workers: AutoOrCount = "auto"
-    """Units trained at a time; `auto`: what the launcher runs side by side, on GPUs as many as there are slots."""
-    workers_per_device: Count = 1
-    """Workers that share one GPU; each worker keeps to a GPU of its own otherwise."""
-
-    @model_validator(mode="after")
-    def _tf32_is_for_cuda(self):
-        if self.precision == "tf32" and self.device in ("cpu", "mps"):
-            raise ValueError(f"precision tf32 is for cuda, got device {self.device} (set trainer.precision=float32)")
-        return self
+    test_every_epoch: bool = False
+    """Evaluate on the test set after each epoch, for display only."""
 
 
 class Tracking(Frozen):
@@ -402,45 +407,6 @@ class Report(Frozen):
         return Path(self.output).with_suffix(".html") if self.page else None
 
 
-class Predict(Frozen):
-    """Classes of single pictures."""
-
-    run: str = "best"
-    """A run's name, the beginning of its id (at least 4 characters), or `best`."""
-    pictures: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
-    """Paths of picture files."""
-
-
-class Export(Frozen):
-    """A trained model for other programs."""
-
-    run: str = "best"
-    """As for `predict`."""
-    folder: str = "model"
-    """That is made; it must not hold anything yet."""
-
-
-class Migrate(Frozen):
-    """Where recorded runs are copied to."""
-
-    to: str | None = None
-    """Another MLflow tracking URI."""
-
-
-class Verify(Frozen):
-    """Whether checkpoints, MLflow and the leaderboard say the same."""
-
-    repair: bool = False
-    """Put right what does not, without training."""
-
-
-class UI(Frozen):
-    """MLflow's user interface."""
-
-    port: Annotated[int, Field(ge=0, le=65535)] = 5000
-    """On 127.0.0.1."""
-
-
 class Config(Frozen):
     """One run, completely."""
 
@@ -450,19 +416,15 @@ class Config(Frozen):
     schedule: Schedule
     loss: AnyLoss
     trainer: Trainer
+    execution: Execution = Execution()
     tracking: Tracking
     report: Report
-    predict: Predict
-    export: Export
-    migrate: Migrate
-    verify: Verify = Verify()
-    ui: UI
     seed: Seed
     """Of initial weights, minibatch order and dropout."""
     output_dir: str
     """Folder of all outputs, relative to the folder in which the command runs."""
     quiet: bool = False
-    """Tell of nothing but mistakes and failures."""
+    """Tell of nothing but errors and failures."""
 
     @property
     def store_uri(self) -> str:

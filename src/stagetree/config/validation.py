@@ -1,4 +1,4 @@
-"""Plain values -> `Config`, or a sentence for each mistake: where, what is wrong, what was given, what is expected."""
+"""Plain values -> `Config`, or a sentence for each error: where, what is wrong, what was given, what is expected."""
 
 import re
 from collections.abc import Mapping
@@ -6,15 +6,24 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from stagetree.config.overrides import describe_change
 from stagetree.config.schema import Config
 from stagetree.errors import InputError, choices
+
+_BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+"""For pydantic's errors, how the bound is put and where its value is."""
 
 
 def check(values: Mapping[str, Any]) -> Config:
     """Turn composed plain values into a `Config`.
 
     Raises:
-        InputError: with a line for each mistake.
+        InputError: with a line for each error.
     """
     try:
         return Config.model_validate(values)
@@ -32,17 +41,15 @@ def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     if kind == "missing":
         return f"{where}: is not set (give it as {where}=...)"
     if kind == "extra_forbidden":
-        known = _known_fields(problem["loc"][:-1], values)
-        return f"{where}: there is no such setting{choices(str(problem['loc'][-1]), known)}"
+        known = choices(str(problem["loc"][-1]), _known_fields(problem["loc"][:-1], values))
+        return f"{where}: {describe_change(where) or f'there is no such setting{known}'}"
     if kind in ("literal_error", "union_tag_invalid", "union_tag_not_found"):
         known = re.findall(r"'(\w+)'", context.get("expected") or context.get("expected_tags") or "")
         key = where if kind == "literal_error" else f"{where}.name"
         name = got.get("name") if isinstance(got, Mapping) else got
         return f"{key}: got {name!r}{choices(str(name), known)}"
-    bounds = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge"),
-              "less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}  # fmt: skip
-    if kind in bounds:
-        word, key = bounds[kind]
+    if kind in _BOUNDS:
+        word, key = _BOUNDS[kind]
         return f"{where}: must be {word} {context[key]}, got {got!r}"
     if kind == "string_type" and isinstance(got, (int, float)):
         return f"{where}: must be text, got {got!r} (text that looks like a number is quoted twice: {where}=\"'...'\")"

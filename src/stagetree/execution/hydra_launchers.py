@@ -16,7 +16,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from stagetree.config.composition import Job
-from stagetree.config.schema import Trainer
+from stagetree.config.schema import Config
 from stagetree.errors import InputError
 from stagetree.execution.clusters import Ray, Submitit
 from stagetree.execution.engine import Engine, Result, Units, run_next
@@ -34,18 +34,18 @@ def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine
         config: composed for the whole sweep, `hydra` node included.
         job: any of the sweep.
     """
-    trainer, launcher = job.config.trainer, config.hydra.launcher
+    execution, device, launcher = job.config.execution, job.config.trainer.device, config.hydra.launcher
     kind = launcher._target_.rpartition(".")[2]
     if kind == "RayLauncher":
         settings = OmegaConf.to_container(launcher.ray, resolve=True)
-        if resolve_device(trainer.device) == "cuda":
-            settings["remote"].setdefault("num_gpus", 1 / trainer.workers_per_device)
-        return Ray(settings["init"], settings["remote"], trainer.workers)
-    workers = count_workers(launcher, trainer)
+        if resolve_device(device) == "cuda":
+            settings["remote"].setdefault("num_gpus", 1 / execution.workers_per_device)
+        return Ray(settings["init"], settings["remote"], execution.workers)
+    workers = count_workers(launcher, job.config)
     if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
         settings = OmegaConf.to_container(launcher, resolve=True)
         if kind == "LocalLauncher" and settings["gpus_per_node"] is None:  # submitit hides all others
-            settings["gpus_per_node"] = count_devices(resolve_device(trainer.device))
+            settings["gpus_per_node"] = count_devices(resolve_device(device))
         return Submitit(settings, kind == "SlurmLauncher", workers)
     return HydraLauncher(context, config, job.overrides, workers)
 
@@ -101,22 +101,22 @@ def end_idle_workers() -> None:
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
-def count_workers(launcher: DictConfig, trainer: Trainer) -> int:
+def count_workers(launcher: DictConfig, config: Config) -> int:
     """Units that run side by side: as wanted, or with `"auto"` as many as the launcher would run and devices are for.
 
     Raises:
         InputError: workers would have to share a device, and nobody allowed that.
     """
-    wanted, kind = trainer.workers, launcher._target_.rpartition(".")[2]
+    wanted, kind = config.execution.workers, launcher._target_.rpartition(".")[2]
     if kind == "SlurmLauncher":
         return launcher.array_parallelism if wanted == "auto" else wanted
-    devices = count_devices(resolve_device(trainer.device))
-    slots = math.inf if devices is None else max(devices, 1) * trainer.workers_per_device
+    devices = count_devices(resolve_device(config.trainer.device))
+    slots = math.inf if devices is None else max(devices, 1) * config.execution.workers_per_device
     if wanted != "auto":
         if devices and wanted > slots:  # a machine without any is told so by the plan
             raise InputError(
-                f"trainer.workers: got {wanted} for {devices} device{'s' * (devices != 1)}, expected at most {slots} "
-                f"(trainer.workers_per_device={-(-wanted // max(devices, 1))} lets them share)"
+                f"execution.workers: got {wanted} for {devices} device{'s' * (devices != 1)}, expected at most {slots} "
+                f"(execution.workers_per_device={-(-wanted // max(devices, 1))} lets them share)"
             )
         return wanted
     if kind == "BasicLauncher":

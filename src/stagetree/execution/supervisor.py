@@ -35,15 +35,15 @@ class Supervisor:
     def __init__(self, planned: Plan, output_dir: Path, folder: Path, engine: Engine, since: float):
         self.folder, self.engine = folder, engine
         self.checkpoints = checkpoints.folder_of(output_dir)
-        trainer = planned.config.trainer
+        execution = planned.config.execution
         self.settings = UnitSettings(
             output_dir=str(output_dir),
             data={digest: str(Path(info.folder).resolve()) for digest, info in planned.data.items()},
-            pack_size=trainer.pack_size,
-            test_every_epoch=trainer.test_every_epoch,
-            checkpoint_every_s=trainer.checkpoint_every_s,
-            share=trainer.share_prefixes,
-            workers_per_device=trainer.workers_per_device,
+            pack_size=execution.pack_size,
+            test_every_epoch=execution.test_every_epoch,
+            checkpoint_every_s=execution.checkpoint_every_s,
+            share=execution.share_prefixes,
+            workers_per_device=execution.workers_per_device,
             since=since,
             launcher="" if engine.outlives else socket.gethostname(),
         )

@@ -34,7 +34,7 @@ def export(network: Network, folder: Path, about: dict[str, Any]) -> None:
         OSError: the folder cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"export.folder: {folder} holds something already (give a new or an empty folder)")
+        raise InputError(f"export: {folder} holds something already (give a new or an empty folder)")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(network.weights), folder / "weights.safetensors")
     described = describe_model(network)

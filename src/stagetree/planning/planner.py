@@ -12,7 +12,7 @@ from rich.console import Console
 
 from stagetree.config.composition import Job
 from stagetree.config.identity import to_run
-from stagetree.config.schema import Config
+from stagetree.config.schema import Config, Frozen
 from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.planning import drawing, estimate, throughputs
@@ -61,7 +61,7 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Estimated wall time of training what is left; `None` until all its shapes were measured."""
-        return estimate.seconds(self.units, self.workers, self.speeds, self.data, self.config.trainer.pack_size)
+        return estimate.seconds(self.units, self.workers, self.speeds, self.data, self.config.execution.pack_size)
 
     @cached_property
     def summary(self) -> PlanSummary:
@@ -84,7 +84,7 @@ class Plan:
             epochs_asked=self.epochs_asked,
             epochs_distinct=self.whole.epochs,
             epochs_to_train=self.tree.epochs,
-            largest_pack=estimate.largest_pack(self.units, self.speeds, self.config.trainer.pack_size),
+            largest_pack=estimate.largest_pack(self.units, self.speeds, self.config.execution.pack_size),
             estimated_seconds=self.seconds,
             estimated_bytes=estimate.disk_bytes(self.tree),
             runs=runs,
@@ -119,7 +119,8 @@ def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool 
     Raises:
         InputError: with a line for each problem of any job.
     """
-    config = _common_settings(jobs)
+    _check_common_settings(jobs)
+    config = jobs[0].config
     output_dir = Path(config.output_dir)
     prepared = _prepare_data(jobs, output_dir)
     _check_fit(jobs, prepared, here)
@@ -134,8 +135,8 @@ def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool 
         runs.setdefault(run.uid, run)
         kept.setdefault(run.uid, job)
     whole = StageTree.build(runs.values())
-    asked = whole if config.trainer.share_prefixes else StageTree.build(runs.values(), share=False)
-    if config.trainer.fresh:
+    asked = whole if config.execution.share_prefixes else StageTree.build(runs.values(), share=False)
+    if config.execution.fresh:
         tree = asked
     else:
         tree = asked.remaining(checkpoints.finished(checkpoints.folder_of(output_dir), on_damage=_note_damage))
@@ -145,7 +146,7 @@ def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool 
     by_digest = {info.digest: info for info in prepared.values()}
     devices = {resolve_device(job.config.trainer.device) for job in jobs}
     measuring = workers if measure and not any(map(lacking, devices)) else 0
-    speeds = throughputs.speeds(tree, output_dir, by_digest, measuring, config.trainer.workers_per_device)
+    speeds = throughputs.speeds(tree, output_dir, by_digest, measuring, config.execution.workers_per_device)
     shapes = {node.pack_key for node in tree.walk()}
     packs = {shape: speeds[shape].best for shape in shapes} if shapes <= speeds.keys() else None
     units = cut_units(tree, workers, estimate.epoch_costs(shapes, speeds, by_digest), packs)
@@ -156,25 +157,15 @@ def _note_damage(error: checkpoints.StateError) -> None:
     print(f"note: {error.what}; its epochs are trained again", file=sys.stderr)
 
 
-def _common_settings(jobs: Sequence[Job]) -> Config:
-    """Settings of the sweep as a whole must not vary within it."""
-    first = jobs[0].config
-    names = (
-        "workers",
-        "workers_per_device",
-        "pack_size",
-        "share_prefixes",
-        "fresh",
-        "test_every_epoch",
-        "checkpoint_every_s",
-    )
-    pairs = [(f"trainer.{name}", {getattr(job.config.trainer, name) for job in jobs}) for name in names]
-    whole = ("tracking", "report", "output_dir", "quiet")
-    pairs += [(name, {getattr(job.config, name) for job in jobs}) for name in whole]
-    varying = [name for name, values in pairs if len(values) > 1]
+def _check_common_settings(jobs: Sequence[Job]) -> None:
+    """See that settings of the sweep as a whole do not vary within it."""
+    varying: list[str] = []
+    for name in ("execution", "tracking", "report", "output_dir", "quiet"):
+        values = {getattr(job.config, name) for job in jobs}
+        settings = [dict(value) if isinstance(value, Frozen) else {"": value} for value in values]
+        varying += [f"{name}.{key}".rstrip(".") for key in settings[0] if len({one[key] for one in settings}) > 1]
     if varying:
         raise InputError("\n".join(f"{name}: must be one for the whole sweep, got several values" for name in varying))
-    return first
 
 
 def _check_fit(jobs: Sequence[Job], prepared: Mapping[Any, cache.DataInfo], here: bool) -> None:

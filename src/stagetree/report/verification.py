@@ -17,21 +17,22 @@ from stagetree.tracking import audit
 from stagetree.tracking.tracker import Tracker
 
 
-def verify(config: Config, console: Console) -> bool:
+def verify(config: Config, console: Console, *, repair: bool = False) -> bool:
     """Check an output folder and its store, print what is missing, doubled or different, and repair it if asked to.
 
     Nothing is trained. A state that is beyond repair is dropped, so that its sweep trains it again.
 
     Args:
-        config: `verify.repair` asks for repairs.
+        config: whose output folder and store are looked at.
         console: where to.
+        repair: put right what is not well.
 
     Returns:
         Whether all is well now.
     """
     found = OutputFolder(config).problems()
     _print(found, console)
-    if found and config.verify.repair:
+    if found and repair:
         _repair(OutputFolder(config), config, console)
         found = OutputFolder(config).problems()
         console.print("after the repair:", highlight=False)

@@ -23,23 +23,24 @@ ORIGIN = "stagetree.migrated_from"
 PARENT = "mlflow.parentRunId"
 
 
-def migrate(config: Config, show: Callable[[Iterable, int], Iterable]) -> int:
+def migrate(config: Config, target_uri: str | None, show: Callable[[Iterable, int], Iterable]) -> int:
     """Copy what the experiment holds and the other store does not have yet; return the count of runs copied.
 
     Ids are new there. Everything else is as it was: names, times, status, params, metrics with their steps, tags and
     artifacts. A sweep that is run again with the other store goes on with what was copied.
 
     Args:
-        config: `migrate.to` is where to, `store_uri` and `tracking` where from.
+        config: `store_uri` and `tracking` are where from.
+        target_uri: MLflow tracking URI of where to.
         show: passes an iterable of a known length on, and shows how far it is.
 
     Raises:
         InputError: there is nothing to copy, or nowhere to copy it to.
     """
-    uri, target_uri, name = config.store_uri, config.migrate.to, config.tracking.experiment
+    uri, name = config.store_uri, config.tracking.experiment
     if target_uri is None or target_uri == uri:
         raise InputError(
-            f"migrate.to: got {target_uri}, expected the MLflow tracking URI of another store than {uri} "
+            f"migrate: got {target_uri}, expected the MLflow tracking URI of another store than {uri} "
             "(stagetree migrate http://server:5000)"
         )
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():

@@ -104,7 +104,7 @@ def take_slot(
             tell(
                 f"a worker waits for a device: {len(names)} here, with {workers_per_device} worker"
                 f"{'s' * (workers_per_device > 1)} each "
-                f"(trainer.workers_per_device={workers_per_device + 1} allows more)"
+                f"(execution.workers_per_device={workers_per_device + 1} allows more)"
             )
             told = True
         check()

@@ -28,14 +28,16 @@ class StagetreeSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from stagetree.cli.main import is_own, train_grid
+        from stagetree.cli.main import Task
 
-        if not is_own(self.task_function):
+        if not isinstance(self.task_function, Task):
             from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
             basic = BasicSweeper(max_batch_size=None, params=self.params)
             basic.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
             return basic.sweep(arguments)
+        from stagetree.cli.train import train_grid
+
         return train_grid(self.hydra_context, self.config, arguments, mode=self.mode)
 
 

@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf, flag_override
 
-from stagetree.config import composition as subject
-from stagetree.config.composition import compose_grid
+from stagetree.config import grid as subject
+from stagetree.config.grid import compose_grid
 from stagetree.config.validation import check
 from stagetree.errors import InputError
 from stagetree.tree.notation import listed_stages
@@ -74,7 +74,7 @@ def plain(loader, master, words):
         ["model.hidden_sizes=[512],[1024,512]", "optimizer.momentum=choice(0,0.9)", "schedule=constant,step"],
         ["+experiment=adam_short,named", "seed=1,2", "model=softmax,mlp_300"],
         ["++dataset.val_size=10,0.5", "+dataset.mean=[0.5],[]", *WITHOUT_VALUE, "~report.top=20"],
-        ["model.dropout=0.25", "trainer.batch_size=${ui.port},64", "tracking.experiment='a, b',\"c=d\",${seed}x",
+        ["model.dropout=0.25", "trainer.batch_size=${report.top},64", "tracking.experiment='a, b',\"c=d\",${seed}x",
          "schedule.reset_optimizer=true,false"],
         ["optimizer={momentum:0.9},{momentum:0.5,nesterov:true}", "model=glob(mlp_*,exclude=mlp_64*)"],
         ["schedule.stages=[[20,1e-1],[10,1e-3]],[{epochs:5,lr:.1}],'[(3,1e-1)]'"],
@@ -133,14 +133,14 @@ def test_without_hydras_private_method_each_job_is_composed_whole(loader, master
     assert compose_grid(PublicLoader(), master, ["dataset=tiny", *arguments]) == fast
 
 
-@pytest.mark.parametrize("group", ["model", "optimizer", "schedule", "loss", "trainer", "tracking"])
+@pytest.mark.parametrize("group", ["model", "optimizer", "schedule", "loss", "trainer", "execution", "tracking"])
 def test_each_option_writes_out_every_setting_so_that_each_can_be_overridden(grid, group):
     jobs = grid(f"{group}=glob(*)", *(["tracking.uri=http://x"] if group == "tracking" else []))
     assert len(jobs) == len(list((CONF / group).glob("*.yaml")))
     for job in jobs:
         settings = getattr(job.config, group)
         assert settings.model_fields_set == set(type(settings).model_fields), job.overrides
-        if group in ("optimizer", "loss", "trainer"):  # and they are the schema's own defaults
+        if group in ("optimizer", "loss", "trainer", "execution"):  # and they are the schema's own defaults
             assert settings == type(settings)(**settings.model_dump(include={"name"}))
 
 
@@ -160,7 +160,7 @@ def test_params_of_the_sweeper_join_the_grid_and_the_command_line_wins(loader, t
     assert [job.config.schedule.stages[0].epochs for job in jobs] == [1, 1, 2, 2]
 
 
-def test_all_mistakes_of_all_jobs_are_told_at_once_with_the_choices_that_make_them(grid):
+def test_all_errors_of_all_jobs_are_told_at_once_with_the_choices_that_make_them(grid):
     with pytest.raises(InputError) as caught:
         grid("optimizer=sgd,adam", "seed=1,2,-3", "+optimizer.alpha=1", "trainer.batch_size=0")
     lines = str(caught.value).splitlines()
@@ -171,12 +171,12 @@ def test_all_mistakes_of_all_jobs_are_told_at_once_with_the_choices_that_make_th
     assert len(lines) == 4
 
 
-def test_a_long_list_of_mistakes_is_cut(grid):
+def test_a_long_list_of_errors_is_cut(grid):
     with pytest.raises(InputError) as caught:
         grid("seed=range(-25,0)")
     lines = str(caught.value).splitlines()
-    assert len(lines) == subject.MISTAKES_SHOWN + 1
-    assert lines[-1] == "... and 5 more mistakes"
+    assert len(lines) == subject.ERRORS_SHOWN + 1
+    assert lines[-1] == "... and 5 more errors"
 
 
 def test_what_is_still_missing_is_named(grid):

@@ -1,0 +1,111 @@
+"""The one list of commands: what each takes, does and says of itself. Imports nothing heavy, since help reads it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a command."""
+
+    name: str
+    """As typed, such as `--group-by`."""
+    target: str
+    """What it stands for: an override; the beginning of one, which its value completes; or an argument of the command's
+    function."""
+    example: str = ""
+    """Of its value, for the help; empty: it takes none."""
+    read: Callable[[str], Any] = str
+    """Makes the value of what was typed; raises `ValueError` with what was expected."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word that may follow `stagetree`."""
+
+    about: str
+    """What it does, for the help."""
+    function: str
+    """Within this folder, `module:name`; it is called with the checked `Job` and the command's arguments."""
+    options: tuple[Option, ...] = ()
+    usage: str = ""
+    """The plain words that may come first, for the help; with ... at the end, the last takes all that follow."""
+    words: tuple[str, ...] = ()
+    """What these stand for, as the options' targets."""
+    takes_grid: bool = False
+    """Whether it takes several values of a setting, and Hydra's flag -m."""
+    adds: tuple[str, ...] = ()
+    """What Hydra is given beside what is typed."""
+
+    @property
+    def help(self) -> str:
+        """All of this in one line."""
+        options = " ".join(f"{option.name} {option.example}".rstrip() for option in self.options)
+        return (f"{self.usage}: " if self.usage else "") + self.about + (f" ({options})" if options else "")
+
+
+def _read_count(typed: str) -> int:
+    if typed.isdecimal():
+        return int(typed)
+    raise ValueError("a whole number")
+
+
+def _read_port(typed: str) -> int:
+    if typed.isdecimal() and int(typed) <= 65535:
+        return int(typed)
+    raise ValueError("a whole number up to 65535, 0 for any port that is free")
+
+
+_FRESH, _QUIET = Option("--fresh", "execution.fresh=true"), Option("--quiet", "quiet=true")
+_PORT = Option("--port", "port", "5000", _read_port)
+_REPORT = (
+    Option("--metric", "report.metric=", "test_acc"),
+    Option("--top", "report.top=", "20", _read_count),
+    Option("--group-by", "report.group_by=", "seed"),
+    Option("--output", "report.output=", "X.csv"),
+)
+COMMANDS: Mapping[str, Command] = {
+    "train": Command("train one run", "train:train", (_FRESH, _QUIET), takes_grid=True),
+    "sweep": Command(
+        "train a grid: values separated by commas, shared schedule prefixes once",
+        "train:train",  # with -m, the sweeper plugin stands in for it
+        (_FRESH, _QUIET),
+        takes_grid=True,
+        adds=("-m",),
+    ),
+    "plan": Command(
+        "say what a sweep would train, and train nothing",
+        "train:train",
+        (Option("--json", "hydra.sweeper.mode=plan_json"), _FRESH),
+        takes_grid=True,
+        adds=("-m", "hydra.sweeper.mode=plan"),
+    ),
+    "watch": Command("show the progress of a sweep that runs elsewhere", "watch:watch"),
+    "report": Command("rank the runs as a table, a CSV file and a page", "records:report", _REPORT),
+    "ui": Command("open MLflow's user interface", "ui:serve", (_PORT,)),
+    "data": Command(
+        "say what a data set holds, and draw sample images", "pictures:describe_data", (), "DATASET", ("dataset=",)
+    ),
+    "predict": Command(
+        "name the classes of images; RUN is best, a run's name, or the beginning of its id",
+        "pictures:predict",
+        usage="RUN image.png ...",
+        words=("run", "images"),
+    ),
+    "export": Command(
+        "write a trained model that needs torch and safetensors alone",
+        "pictures:export_run",
+        usage="RUN DIR",
+        words=("run", "folder"),
+    ),
+    "migrate": Command(
+        "copy what is recorded to another MLflow store, such as a team's server", "records:migrate", (), "URI", ("uri",)
+    ),
+    "verify": Command(
+        "say whether checkpoints, MLflow and the leaderboard agree, or put right what does not",
+        "records:verify",
+        (Option("--repair", "repair"),),
+    ),
+}
+"""In the order of the help."""

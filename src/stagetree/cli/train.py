@@ -1,0 +1,85 @@
+"""`stagetree train`, `sweep` and `plan`: from what Hydra composed to what is trained, and its end."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+from stagetree import runner
+from stagetree.cli.main import FailedRunError
+from stagetree.cli.progress import ProgressDisplay
+from stagetree.config.composition import Job
+from stagetree.config.grid import compose_grid
+from stagetree.errors import InputError
+from stagetree.execution.engine import InProcess
+from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
+from stagetree.planning import planner
+from stagetree.runner import Outcome
+
+
+def train(job: Job) -> float:
+    """Train one run. The result is what other sweepers, such as Optuna's, optimise.
+
+    Raises:
+        FailedRunError: it failed, and another sweeper wants exceptions, not exit codes.
+        SystemExit: it failed.
+    """
+    outcome = runner.run([job], engine=InProcess(), command=_typed_command(), progress=ProgressDisplay.of_plan)
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        _conclude(outcome)
+    elif outcome.exit_code:
+        raise FailedRunError(outcome.text)
+    return outcome.objective
+
+
+def train_grid(context: HydraContext, config: DictConfig, arguments: Sequence[str], *, mode: str) -> float | None:
+    """Do the work of the sweeper plugin: check the whole grid, then plan and train it, or print its plan.
+
+    Args:
+        context: of the running Hydra application.
+        config: composed for the whole sweep, `hydra` node included.
+        arguments: overrides of the command line.
+        mode: `train`, `plan` or `plan_json`.
+
+    Returns:
+        The best run's accuracy, or None for a plan.
+
+    Raises:
+        InputError: with a line for each error in the grid.
+        SystemExit: a run failed.
+    """
+    if mode not in ("train", "plan", "plan_json"):
+        raise InputError(f"hydra.sweeper.mode: got {mode!r}, expected one of plan, plan_json, train")
+    jobs = compose_grid(context.config_loader, config, arguments)
+    engine = choose_engine(context, config, jobs[0])
+    if mode != "train":
+        plan = planner.plan(jobs, workers=engine.workers, here=engine.here, measure=True)
+        if mode == "plan":
+            plan.show(Console())
+        else:
+            print(json.dumps(plan.summary.to_json(), indent=2))
+        return None
+    try:
+        outcome = runner.run(jobs, engine=engine, command=_typed_command(), progress=ProgressDisplay.of_plan)
+    except KeyboardInterrupt:
+        end_idle_workers()
+        raise
+    _conclude(outcome)
+    return outcome.objective
+
+
+def _conclude(outcome: Outcome) -> None:
+    """Print what there is to say, and exit unless all is well."""
+    if outcome.text:
+        print(outcome.text)
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+
+
+def _typed_command() -> list[str]:
+    """What was typed, as Hydra understood it; it runs again as it stands."""
+    return ["stagetree", *sys.argv[1:]]

@@ -1,0 +1,39 @@
+"""What is typed as an override -> what Hydra and the schema understand."""
+
+import re
+
+from stagetree.errors import InputError
+from stagetree.tree.notation import listed_stages
+
+_TO_EXECUTION = "workers workers_per_device pack_size share_prefixes fresh checkpoint_every_s test_every_epoch"
+RENAMED = {f"trainer.{name}": f"execution.{name}" for name in _TO_EXECUTION.split()}
+"""Settings of earlier versions, and what they are called now."""
+COMMANDS = {
+    "predict": "stagetree predict RUN image.png ...",
+    "export": "stagetree export RUN DIR",
+    "migrate": "stagetree migrate URI",
+    "verify": "stagetree verify --repair",
+    "ui": "stagetree ui --port 5000",
+}
+"""Groups of earlier versions, and the commands whose arguments they are now."""
+
+
+def hydra_override(word: str) -> str:
+    """Write an override with tuples of stages, or with a setting's earlier name, as Hydra takes it today.
+
+    Raises:
+        InputError: it is an argument of a command now.
+    """
+    prefix, key, rest = re.fullmatch(r"(~|\+{0,2})([^=]*)(.*)", word, re.DOTALL).groups()
+    key = RENAMED.get(key, key)
+    if said := describe_change(key):
+        raise InputError(f"{key}: {said}")
+    return listed_stages(prefix + key + rest)
+
+
+def describe_change(key: str) -> str | None:
+    """Say what became of a setting, or of a group, of earlier versions; `None` for any other."""
+    if key in RENAMED:
+        return f"is called {RENAMED[key]} now"
+    command = COMMANDS.get(key.partition(".")[0])
+    return f"is no setting now but an argument of its command ({command})" if command else None
