@@ -26,7 +26,8 @@ from stagetree.cli import main
 from stagetree.cli.progress import ProgressDisplay
 from stagetree.config.composition import Job, compose_grid
 from stagetree.errors import InputError, composition_mistake
-from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
+from stagetree.execution.engine_choice import choose_engine
+from stagetree.execution.hydra_launchers import end_idle_workers
 from stagetree.planning import planner
 from stagetree.tree.notation import listed_stages
 

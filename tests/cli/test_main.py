@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import stagetree
 from stagetree.cli import arguments, main, ui
 from stagetree.errors import InputError
-from stagetree.execution import hydra_launchers
+from stagetree.execution import engine_choice
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -324,7 +324,7 @@ def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):
 def test_workers_are_what_the_launcher_runs_side_by_side(monkeypatch, bench, launcher, wanted, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     trainer = bench.config(trainer__workers=wanted).trainer
-    assert hydra_launchers.count_workers(OmegaConf.create(launcher), trainer) == workers
+    assert engine_choice.count_workers(OmegaConf.create(launcher), trainer) == workers
 
 
 # ---------------------------------------------------------------- report and ui

@@ -183,7 +183,8 @@ def train_grid(context: "HydraContext", config: "DictConfig", arguments: Sequenc
     from stagetree.cli.progress import ProgressDisplay
     from stagetree.config.composition import compose_grid
     from stagetree.errors import InputError
-    from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
+    from stagetree.execution.engine_choice import choose_engine
+    from stagetree.execution.hydra_launchers import end_idle_workers
     from stagetree.planning import planner
 
     if mode not in ("train", "plan", "plan_json"):

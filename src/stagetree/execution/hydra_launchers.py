@@ -1,8 +1,6 @@
-"""Run the units of a sweep through whichever launcher Hydra was told to use."""
+"""Units as jobs of any launcher of Hydra's."""
 
 import copy
-import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,39 +13,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from stagetree.config.composition import Job
-from stagetree.config.schema import Trainer
-from stagetree.errors import InputError
-from stagetree.execution.clusters import Ray, Submitit
-from stagetree.execution.engine import Engine, Result, Units, run_next
-from stagetree.training.devices import count_devices, resolve_device
-
-
-def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine:
-    """Find out what runs the units.
-
-    Ray and SLURM know of tasks that wait for others, Hydra's launchers for them do not: there the plugins' settings
-    count, and the engines are asked themselves.
-
-    Args:
-        context: of the running Hydra application.
-        config: composed for the whole sweep, `hydra` node included.
-        job: any of the sweep.
-    """
-    trainer, launcher = job.config.trainer, config.hydra.launcher
-    kind = launcher._target_.rpartition(".")[2]
-    if kind == "RayLauncher":
-        settings = OmegaConf.to_container(launcher.ray, resolve=True)
-        if resolve_device(trainer.device) == "cuda":
-            settings["remote"].setdefault("num_gpus", 1 / trainer.workers_per_device)
-        return Ray(settings["init"], settings["remote"], trainer.workers)
-    workers = count_workers(launcher, trainer)
-    if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
-        settings = OmegaConf.to_container(launcher, resolve=True)
-        if kind == "LocalLauncher" and settings["gpus_per_node"] is None:  # submitit hides all others
-            settings["gpus_per_node"] = count_devices(resolve_device(trainer.device))
-        return Submitit(settings, kind == "SlurmLauncher", workers)
-    return HydraLauncher(context, config, job.overrides, workers)
+from stagetree.execution.engine import Result, Units, run_next
 
 
 class HydraLauncher:
@@ -99,31 +65,6 @@ def end_idle_workers() -> None:
         from joblib.externals.loky import get_reusable_executor
 
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
-
-
-def count_workers(launcher: DictConfig, trainer: Trainer) -> int:
-    """Units that run side by side: as wanted, or with `"auto"` as many as the launcher would run and devices are for.
-
-    Raises:
-        InputError: workers would have to share a device, and nobody allowed that.
-    """
-    wanted, kind = trainer.workers, launcher._target_.rpartition(".")[2]
-    if kind == "SlurmLauncher":
-        return launcher.array_parallelism if wanted == "auto" else wanted
-    devices = count_devices(resolve_device(trainer.device))
-    slots = math.inf if devices is None else max(devices, 1) * trainer.workers_per_device
-    if wanted != "auto":
-        if devices and wanted > slots:  # a machine without any is told so by the plan
-            raise InputError(
-                f"trainer.workers: got {wanted} for {devices} device{'s' * (devices != 1)}, expected at most {slots} "
-                f"(trainer.workers_per_device={-(-wanted // max(devices, 1))} lets them share)"
-            )
-        return wanted
-    if kind == "BasicLauncher":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    n_jobs = OmegaConf.select(launcher, "n_jobs") or -1
-    return min(n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1), slots)
 
 
 def _with_hydra_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
