@@ -27,7 +27,7 @@ from stagetree.planning.planner import Plan, plan
 from stagetree.redact import redact, redact_words
 from stagetree.storage import checkpoints
 from stagetree.storage.locks import store_claims
-from stagetree.tracking.follower import Listener, Tail, in_a_line
+from stagetree.tracking.follower import EventFollower, Listener, in_a_line
 from stagetree.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def run(
         )  # fmt: skip
 
     trouble = None
-    tail = Tail(folder / "events", progress(planned), new_tracker)
-    with tail, Launching(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
+    follower = EventFollower(folder / "events", progress(planned), new_tracker)
+    with follower, Launching(folder, store_claims(output_dir), on_signal=follower.hurry) as launching:
         # whoever finds this file finds its launch alive
         said = {**planned.summary, "command": list(command)}
         checkpoints.write_atomic(folder / "sweep.json", json.dumps(said).encode())
@@ -105,7 +105,7 @@ def run(
             trouble = error
     if launching.signal is not None:
         raise Interrupted(launching.signal)
-    return _outcome(planned, since, shlex.join(command), tail.tracking_error, trouble)
+    return _outcome(planned, since, shlex.join(command), follower.tracking_error, trouble)
 
 
 def _outcome(

@@ -14,7 +14,7 @@ from stagetree.execution import engine
 from stagetree.storage import checkpoints, event_log
 from stagetree.storage.tasks import read_unit
 from stagetree.tracking import store
-from stagetree.tracking.follower import Tail
+from stagetree.tracking.follower import EventFollower
 from stagetree.tracking.tracker import Tracker
 
 OPTIMIZER = {"name": "adam"}
@@ -150,9 +150,9 @@ def test_database(tmp_path, damage, times, tally, request):
         uri = f"sqlite:///{path}"
         path.write_bytes(damaged(content, damage, random))
         row.injected += 1
-        with Tail(tmp_path / "events", ProgressDisplay(epochs=0, names={}), new_tracker) as tail:
+        with EventFollower(tmp_path / "events", ProgressDisplay(epochs=0, names={}), new_tracker) as follower:
             pass
-        if tail.tracking_error is None:
+        if follower.tracking_error is None:
             try:
                 store.load(uri, "e")
             except InputError as error:

@@ -16,7 +16,7 @@ from stagetree.data import cache
 from stagetree.planning import descriptions
 from stagetree.storage import checkpoints
 from stagetree.tracking import audit, store
-from stagetree.tracking.follower import Tail, in_a_line
+from stagetree.tracking.follower import EventFollower, in_a_line
 from stagetree.tracking.tracker import Tracker
 from stagetree.tree.stage_tree import StageTree
 
@@ -213,9 +213,9 @@ def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
         return tracker
 
     folder = recorded.bench.output_dir / "launch1" / "events"
-    with Tail(folder, ProgressDisplay(epochs=1, names={}), new_tracker) as tail:
+    with EventFollower(folder, ProgressDisplay(epochs=1, names={}), new_tracker) as follower:
         pass
-    assert tail.tracking_error is None
+    assert follower.tracking_error is None
     assert len(attempts) == 2
     assert "tracking failed: store is down" in capsys.readouterr().err
     recorded.check()
@@ -232,7 +232,7 @@ def test_a_slow_store_holds_up_no_display(recorded):
 
     folder = recorded.bench.output_dir / "launch1" / "events"
     progress = ProgressDisplay(epochs=1, names=dict.fromkeys(recorded.good, "a run"))
-    with Tail(folder, progress, new_tracker):
+    with EventFollower(folder, progress, new_tracker):
         wait_until(lambda: progress.status().startswith("2/2 runs done"))
         assert not answers.is_set()
         answers.set()
@@ -244,9 +244,9 @@ def test_an_outage_that_lasts_is_told_and_nothing_raises(recorded):
         raise ConnectionError("no store")
 
     folder = recorded.bench.output_dir / "launch1" / "events"
-    with Tail(folder, ProgressDisplay(epochs=1, names={}), broken) as tail:
+    with EventFollower(folder, ProgressDisplay(epochs=1, names={}), broken) as follower:
         pass
-    assert "no store" in str(tail.tracking_error)
+    assert "no store" in str(follower.tracking_error)
 
 
 def statuses(recorded):

@@ -41,7 +41,7 @@ class Listener(Protocol):
         """Show what is new."""
 
 
-class Tail:
+class EventFollower:
     """A thread that reads events as they come; use as a context manager around the training.
 
     Training goes on while tracking is down: what could not be written is written at the end, or by the next start of
@@ -59,7 +59,7 @@ class Tail:
         self._progress = progress
         self._new_tracker = new_tracker
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="tail", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._tracker: Tracker | None = None
         self._in_time = float("inf")
         self.tracking_error: Exception | None = None
@@ -69,7 +69,7 @@ class Tail:
         self._in_time = time.monotonic() + HURRY_S
         self._stop.set()
 
-    def __enter__(self) -> "Tail":
+    def __enter__(self) -> "EventFollower":
         self._progress.__enter__()
         self._thread.start()
         return self
