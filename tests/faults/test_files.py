@@ -14,8 +14,9 @@ from stagetree.execution import engine
 from stagetree.storage import checkpoints, event_log
 from stagetree.storage.tasks import read_unit
 from stagetree.tracking import store
+from stagetree.tracking.connection import TrackingStore
 from stagetree.tracking.follower import EventFollower
-from stagetree.tracking.tracker import Tracker
+from stagetree.tracking.tracker import SweepRecord, Tracker
 
 OPTIMIZER = {"name": "adam"}
 DAMAGES = ["cut", "flip"]
@@ -137,12 +138,10 @@ def test_database(tmp_path, damage, times, tally, request):
     path = tmp_path / "mlflow.db"
     uri = f"sqlite:///{path}"
 
-    def new_tracker(at_once=1):
-        return Tracker(
-            uri=uri, experiment="e", output_dir=tmp_path, sweep_id="s", launch="l", command="c", runs=(), begun={}
-        )  # fmt: skip
+    def open_tracker(at_once=1):
+        return Tracker.open(TrackingStore(uri, "e", tmp_path), SweepRecord("s", "l", "c"))
 
-    new_tracker().close()
+    open_tracker().close()
     content = path.read_bytes()
     (tmp_path / "events").mkdir()
     for _ in range(times):
@@ -150,7 +149,7 @@ def test_database(tmp_path, damage, times, tally, request):
         uri = f"sqlite:///{path}"
         path.write_bytes(damaged(content, damage, random))
         row.injected += 1
-        with EventFollower(tmp_path / "events", ProgressDisplay(epochs=0, names={}), new_tracker) as follower:
+        with EventFollower(tmp_path / "events", ProgressDisplay(epochs=0, names={}), open_tracker) as follower:
             pass
         if follower.tracking_error is None:
             try:
@@ -166,19 +165,14 @@ def test_a_database_that_cannot_be_used_is_named_and_can_be_made_again(tmp_path)
         "this is no database, but a text of more than one hundred bytes, so that it has a whole header." * 3
     )
     with pytest.raises(InputError, match="move it away: the same command makes a new one") as error:
-        Tracker(
-            uri=f"sqlite:///{path}", experiment="e", output_dir=tmp_path, sweep_id="s", launch="l", command="c",
-            runs=(), begun={},
-        )  # fmt: skip
+        Tracker.open(TrackingStore(f"sqlite:///{path}", "e", tmp_path), SweepRecord("s", "l", "c"))
     assert str(path) in str(error.value)
 
 
 def test_a_schema_that_a_kill_left_half_made_is_made_again(tmp_path):
     (tmp_path / ".mlflow.db.new").write_bytes(b"half")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    Tracker(
-        uri=uri, experiment="e", output_dir=tmp_path, sweep_id="s", launch="l", command="c", runs=(), begun={}
-    ).close()  # fmt: skip
+    Tracker.open(TrackingStore(uri, "e", tmp_path), SweepRecord("s", "l", "c")).close()
     assert MlflowClient(uri).get_experiment_by_name("e") is not None
     assert not (tmp_path / ".mlflow.db.new").exists()
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from stagetree.report.publishing import MODEL, Publisher
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import StateError
 from stagetree.tracking import audit
-from stagetree.tracking.tracker import Tracker
+from stagetree.tracking.connection import TrackingStore
+from stagetree.tracking.tracker import SweepRecord, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -88,16 +90,25 @@ class _Folder:
 
     def __init__(self, config: Config):
         self._config = config
-        self._output_dir = Path(config.output_dir).resolve()
-        self._checkpoints = checkpoints.folder_of(self._output_dir)
-        self._uri, self._experiment = config.store_uri, config.tracking.experiment
-        self._sweeps = list(_sweeps(self._output_dir, self._experiment))
-        self._entries = {uid: entry for sweep in self._sweeps for uid, entry in sweep.entries.items()}
-        if not self._checkpoints.is_dir():
-            raise InputError(f"output_dir: nothing was trained in {self._output_dir} (give output_dir=...)")
+        self._store = TrackingStore.of(config)
+        self._output_dir, self._checkpoints = self._store.output_dir, self._store.checkpoints
+
+    @cached_property
+    def _sweeps(self) -> list[Sweep]:
+        return list(_sweeps(self._output_dir, self._store.experiment))
+
+    @cached_property
+    def _entries(self) -> dict[str, RunEntry]:
+        return {uid: entry for sweep in self._sweeps for uid, entry in sweep.entries.items()}
 
     def problems(self) -> list[Problem]:
-        """Look at everything."""
+        """Look at everything.
+
+        Raises:
+            InputError: nothing was trained.
+        """
+        if not self._checkpoints.is_dir():
+            raise InputError(f"output_dir: nothing was trained in {self._output_dir} (give output_dir=...)")
         found = list(self._states())
         database = self._database()
         if database:
@@ -118,7 +129,7 @@ class _Folder:
                 yield Problem(*_divided(error.what), path.stem)
 
     def _database(self) -> Problem | None:
-        path = self._database_path()
+        path = self._store.sqlite_path
         if path is None:
             return None
         if not path.exists():
@@ -127,23 +138,15 @@ class _Folder:
             with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 said = [line for (line,) in connection.execute("PRAGMA integrity_check(1)")]
                 connection.execute("SELECT count(*) FROM metrics JOIN runs USING (run_uuid)").fetchall()
-            self._store_runs()
+            self._store.read()
         except (sqlite3.Error, InputError) as error:
             said = [str(error)]
         return None if said == ["ok"] else Problem(str(path), f"MLflow's database is damaged: {said[0]}")
 
-    def _database_path(self) -> Path | None:
-        return Path(self._uri.removeprefix("sqlite:///")) if self._uri.startswith("sqlite:///") else None
-
-    def _store_runs(self) -> "list[Recorded]":
-        from stagetree.tracking.store import read
-
-        return read(self._uri, self._experiment)
-
     def _runs(self) -> Iterator[Problem]:
-        finished = [run for run in self._store_runs() if run.status == "FINISHED"]
+        finished = [run for run in self._store.read() if run.status == "FINISHED"]
         params = {uid: entry.params for uid, entry in self._entries.items()}
-        for run, _, differences in audit.examine(self._uri, finished, self._checkpoints, params):
+        for run, _, differences in audit.examine(self._store, finished, params):
             if differences:
                 yield Problem(_named(run), str(differences), run.tags["stagetree.uid"])
         uids = Counter(run.tags["stagetree.uid"] for run in finished)
@@ -173,10 +176,10 @@ class _Folder:
         """Models of runs that are not superseded, each with its run's uid."""
         from mlflow import MlflowClient
 
-        client = MlflowClient(self._uri)
-        experiment = client.get_experiment_by_name(self._experiment)
+        client = MlflowClient(self._store.uri)
+        experiment = client.get_experiment_by_name(self._store.experiment)
         found = client.search_logged_models([experiment.experiment_id]) if experiment else []
-        uids = {run.run_id: run.tags["stagetree.uid"] for run in self._store_runs()}
+        uids = {run.run_id: run.tags["stagetree.uid"] for run in self._store.read()}
         return [(model, uids[model.source_run_id]) for model in found
                 if model.name == MODEL and model.source_run_id in uids]  # fmt: skip
 
@@ -184,7 +187,7 @@ class _Folder:
         """Compare each row with its run; the rows are all those of one sweep, or of the whole experiment."""
         import pandas as pd
 
-        from stagetree.tracking.store import METRICS, load
+        from stagetree.tracking.store import METRICS
 
         path = Path(self._config.report.output)
         if not path.exists():
@@ -196,7 +199,7 @@ class _Folder:
             return
         if "run_id" not in table:  # means over seeds
             return
-        frame = load(self._uri, self._experiment).set_index("run_id")
+        frame = self._store.load().set_index("run_id")
         unknown = [run_id for run_id in table["run_id"] if run_id not in frame.index]
         if unknown:
             yield Problem(str(path), f"{len(unknown)} rows are of runs that are superseded or not there")
@@ -230,18 +233,15 @@ class _Folder:
         for sweep in self._sweeps:
             entries = tuple(sweep.entries.values())
             console.print(f"recording sweep {sweep.sweep_id}: {len(entries)} runs", highlight=False)
-            Tracker(
-                uri=self._uri, experiment=self._experiment, output_dir=self._output_dir, sweep_id=sweep.sweep_id,
-                launch=sweep.launch, command=sweep.command, runs=entries, begun={},
-                artifacts=self._config.tracking.artifacts, thorough=True,
-            ).close()  # fmt: skip
+            record = SweepRecord(sweep.sweep_id, sweep.launch, sweep.command, entries)
+            Tracker.open(self._store, record, thorough=True).close()
             self._publish(sweep)
         wrong = {problem.uid for problem in self._models()}
         for model, uid in self._logged_models():
             if model.status != "READY":
-                MlflowClient(self._uri).delete_logged_model(model.model_id)
+                MlflowClient(self._store.uri).delete_logged_model(model.model_id)
             elif uid in wrong:
-                self._publisher(self._sweeps[0].sweep_id if self._sweeps else "").write_model(model, uid)
+                Publisher.open(self._store, self._sweeps[0].sweep_id if self._sweeps else "").write_model(model, uid)
         self._write_leaderboard()
 
     def _restore(self, problem: Problem) -> None:
@@ -249,7 +249,7 @@ class _Folder:
         record = checkpoints.find(self._checkpoints, problem.uid)
         name = f"{problem.uid}.safetensors"
         if record is not None and self._database() is None:
-            for run in self._store_runs():
+            for run in self._store.read():
                 folder = audit.local_path(run.artifact_uri)
                 if folder is None or run.tags.get("stagetree.uid") != problem.uid:
                     continue
@@ -270,31 +270,24 @@ class _Folder:
             f"{path}: made anew from the checkpoints; the damaged one is kept as {kept.name}", highlight=False
         )
 
-    def _publisher(self, sweep_id: str) -> Publisher:
-        return Publisher(
-            uri=self._uri, experiment=self._experiment, output_dir=self._output_dir, sweep_id=sweep_id
-        )  # fmt: skip
-
     def _publish(self, sweep: Sweep) -> None:
         """Log a sweep's best run as a model, if it has none."""
         from stagetree.report import ranking
-        from stagetree.tracking import store
 
-        frame = store.load(self._uri, self._experiment)
+        frame = self._store.load()
         ranked = ranking.rank(frame[frame["uid"].isin(sweep.entries.keys())])
         best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
         for run in best.itertuples():
             if checkpoints.find(self._checkpoints, run.uid):
-                self._publisher(sweep.sweep_id).add_model(run.run_id, run.uid)
+                Publisher.open(self._store, sweep.sweep_id).add_model(run.run_id, run.uid)
 
     def _write_leaderboard(self) -> None:
         """Write it again, if it is wrong, for the last sweep of several runs."""
         from stagetree.report import ranking, table
-        from stagetree.tracking import store
 
         several = [sweep for sweep in self._sweeps if len(sweep.entries) > 1]
         if several and list(self._leaderboard()):
-            frame = store.load(self._uri, self._experiment)
+            frame = self._store.load()
             frame = frame[frame["uid"].isin(several[-1].entries.keys())]
             table.write_csv(ranking.rank(frame, self._config.report.metric), Path(self._config.report.output))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import sqlalchemy as sql
 from pandas import DataFrame, Series
@@ -21,9 +21,12 @@ from sqlalchemy.pool import NullPool
 from stagetree.config.schema import Metric
 from stagetree.errors import InputError, choices
 from stagetree.redact import redact
-from stagetree.tracking.connection import joined, pages
+from stagetree.tracking.connection import is_sql, joined, pages
 from stagetree.tree.notation import WRITTEN_OUT, brief
 from stagetree.tree.stage_tree import canonical_json
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "trunk", "status", "reason", "command", "stages")
 PARAMS = ("dataset", "architecture", "n_params", "optimizer", "lrs", "epochs", "batch_size", "seed")
@@ -83,11 +86,8 @@ def read(uri: str, experiment: str) -> list[Recorded]:
     superseded = {
         old for run in found if run.status == "FINISHED" for old in run.tags.get("stagetree.supersedes", "").split()
     }
-    return [
-        run for run in found
-        if run.tags.get("stagetree.kind") == "run"
-        and run.tags.get("stagetree.superseded") != "true" and run.run_id not in superseded
-    ]  # fmt: skip
+    runs = (run for run in found if run.tags.get("stagetree.kind") == "run" and run.run_id not in superseded)
+    return [run for run in runs if run.tags.get("stagetree.superseded") != "true"]
 
 
 def _read_sql(uri: str, experiment: str) -> list[Recorded]:
@@ -175,11 +175,6 @@ def load_metrics(
     return found
 
 
-def is_sql(uri: str) -> bool:
-    """Whether a store is a database that can be asked directly."""
-    return uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
-
-
 def _sql_table(name: str, *columns: str) -> sql.TableClause:
     return sql.table(name, *map(sql.column, columns))
 
@@ -205,15 +200,15 @@ def _read_mlflow(uri: str, experiment: str) -> list[Recorded]:
         client = MlflowClient(uri)
         ids = {found.name: found.experiment_id for found in pages(client.search_experiments)}
         _check_experiment(experiment, ids)
-        return [
-            Recorded(
-                run.info.run_id, run.info.status, run.info.artifact_uri, run.data.params,
-                {name: _unclamped(value) for name, value in run.data.metrics.items()}, run.data.tags,
-            )
-            for run in pages(partial(client.search_runs, [ids[experiment]]))
-        ]  # fmt: skip
+        return [_recorded(run) for run in pages(partial(client.search_runs, [ids[experiment]]))]
     except MlflowException as error:
         raise _unreadable(uri, error) from error
+
+
+def _recorded(run: "Run") -> Recorded:
+    info, data = run.info, run.data
+    metrics = {name: _unclamped(value) for name, value in data.metrics.items()}
+    return Recorded(info.run_id, info.status, info.artifact_uri, data.params, metrics, data.tags)
 
 
 def _check_experiment(experiment: str, known: Iterable[str]) -> None:
