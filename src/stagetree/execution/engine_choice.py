@@ -33,7 +33,7 @@ def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine
         settings = OmegaConf.to_container(launcher.ray, resolve=True)
         if resolve_device(trainer.device) == "cuda":
             settings["remote"].setdefault("num_gpus", 1 / trainer.workers_per_device)
-        return Ray(settings["init"], settings["remote"], trainer.workers)
+        return Ray.connect(settings["init"], settings["remote"], trainer.workers)
     workers = count_workers(launcher, trainer)
     if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
         settings = OmegaConf.to_container(launcher, resolve=True)

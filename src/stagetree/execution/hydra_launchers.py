@@ -4,7 +4,6 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,18 @@ class HydraLauncher:
         self.workers = workers
         self.here = config.hydra.launcher._target_.rpartition(".")[2] in ("BasicLauncher", "JoblibLauncher")
         self._context, self._config, self._overrides = context, config, overrides
-        self._job_num = count()
+        self._n_jobs = 0
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         settings: dict[str, Any] = {"sweep.dir": str(sweep_dir)}
         if "n_jobs" in self._config.hydra.launcher:
             settings["launcher.n_jobs"] = self.workers
+        config, task = _with_hydra_settings(self._config, settings), partial(_run_next, sweep_dir, dict(units))
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self._context, task_function=partial(_run_next, sweep_dir, dict(units)),
-            config=_with_hydra_settings(self._config, settings),
-        )  # fmt: skip
-        first, *_ = [next(self._job_num) for _ in units]
-        jobs = launcher.launch([[*self._overrides, *_job_overrides(unit_id)] for unit_id in units], first)
+            hydra_context=self._context, task_function=task, config=config
+        )
+        jobs = launcher.launch([[*self._overrides, *_job_overrides(unit_id)] for unit_id in units], self._n_jobs)
+        self._n_jobs += len(units)
         return [job.return_value for job in jobs if job.status == JobStatus.COMPLETED and job.return_value]
 
 

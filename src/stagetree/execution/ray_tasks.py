@@ -6,6 +6,7 @@ The settings are those of Hydra's plugin for Ray. Its launcher would wait for th
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,34 +23,40 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class Ray:
-    """Tasks of Ray, on the cluster that `init` finds, or on one of its own on this machine.
+    """Tasks of Ray on the cluster that this process is connected to; `connect` makes one.
 
     Ray starts a task again whose worker or node died, by default three times; a unit goes on from its checkpoints.
-
-    Args:
-        init: arguments of `ray.init`.
-        remote: options of `ray.remote`, such as `num_cpus` and `num_gpus` of a worker.
-        workers: units that run at a time, or `"auto"`: as many as the cluster's CPUs and GPUs allow.
     """
 
+    remote: Mapping[str, Any]
+    """Options of `ray.remote`, such as `num_cpus` and `num_gpus` of a worker."""
+    workers: int
     outlives = False  # Ray ends the tasks of a driver that is gone
     here = False
 
-    def __init__(self, init: Mapping[str, Any], remote: Mapping[str, Any], workers: int | str):
-        self._remote = {"num_cpus": 1, **remote}
+    @classmethod
+    def connect(cls, init: Mapping[str, Any], remote: Mapping[str, Any], workers: int | str) -> "Ray":
+        """Connect to the cluster that `init` finds, or start one on this machine.
+
+        Args:
+            init: arguments of `ray.init`.
+            remote: options of `ray.remote`; without `num_cpus`, a worker has one.
+            workers: units that run at a time, or `"auto"`: as many as the cluster's CPUs and GPUs allow.
+
+        Raises:
+            InputError: Ray is not installed.
+        """
         # what workers have to say is in the event logs, and shown by the progress display
         ray = start_ray({"log_to_driver": False, "logging_level": logging.WARNING, **init})
-        self.workers = self._count_workers(ray.cluster_resources()) if workers == "auto" else int(workers)
-
-    def _count_workers(self, resources: Mapping[str, float]) -> int:
-        asked = {"CPU": self._remote["num_cpus"], "GPU": self._remote.get("num_gpus", 0)}
-        return max(1, min(int(resources.get(name, 0) / number) for name, number in asked.items() if number))
+        remote = {"num_cpus": 1, **remote}
+        return cls(remote, _count_workers(remote, ray.cluster_resources()) if workers == "auto" else int(workers))
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         import ray
 
-        task = ray.remote(**self._remote)(_after)
+        task = ray.remote(**self.remote)(_run_after)
         ended: dict[str, Any] = {}
         for unit_id, after in units.items():
             ended[unit_id] = task.remote(str(sweep_dir), unit_id, *(ended[other] for other in after))
@@ -58,6 +65,15 @@ class Ray:
             with contextlib.suppress(ray.exceptions.RayError):  # its worker died, or one before it
                 results.append(ray.get(ref))
         return results
+
+
+def _count_workers(remote: Mapping[str, Any], resources: Mapping[str, float]) -> int:
+    asked = {"CPU": remote["num_cpus"], "GPU": remote.get("num_gpus", 0)}
+    return max(1, min(int(resources.get(name, 0) / number) for name, number in asked.items() if number))
+
+
+def _run_after(sweep_dir: str, unit_id: str, *_: Result) -> Result:
+    return run_unit(Path(sweep_dir), unit_id)
 
 
 def start_ray(init: Mapping[str, Any]):
@@ -106,11 +122,5 @@ def _run_job(shared: tuple, overrides: list[str], number: int) -> JobReturn:
     with open_dict(config):
         config.hydra.job.id = f"{config.hydra.job.name}_{number}"
         config.hydra.job.num = number
-    return run_job(
-        hydra_context=context, task_function=task_function, config=config, job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )  # fmt: skip
-
-
-def _after(sweep_dir: str, unit_id: str, *_: Result) -> Result:
-    return run_unit(Path(sweep_dir), unit_id)
+    folder = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
+    return run_job(hydra_context=context, task_function=task_function, config=config, **folder)

@@ -23,9 +23,8 @@ SQUEUE_S, RESULT_S = 2.0, 1.0
 """Between two looks at SLURM's queue, and between the end of a job there and its result on a shared folder."""
 PLUGIN_KEYS = {"_target_", "submitit_folder", "max_num_timeout"}
 """Settings of Hydra's submitit launchers that are not for `update_parameters`."""
-SHARED_KEYS = {
-    "timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout",
-}  # fmt: skip
+RESOURCE_KEYS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes"}
+SHARED_KEYS = RESOURCE_KEYS | {"name", "stderr_to_stdout"}
 """Settings that all of submitit's executors know; the others are SLURM's."""
 
 
@@ -71,13 +70,8 @@ class Submitit:
             settings["additional_parameters"] = {**settings["additional_parameters"], **more}
         limit = {"slurm_max_num_timeout": settings["max_num_timeout"]} if "max_num_timeout" in settings else {}
         executor = AutoExecutor(folder=sweep_dir / ".submitit" / "%j", cluster=cluster, **limit)
-        executor.update_parameters(
-            **{
-                key if key in SHARED_KEYS else f"{cluster}_{key}": value
-                for key, value in settings.items()
-                if key not in PLUGIN_KEYS
-            }
-        )
+        own = {key: value for key, value in settings.items() if key not in PLUGIN_KEYS}
+        executor.update_parameters(**{key if key in SHARED_KEYS else f"{cluster}_{key}": own[key] for key in own})
         return executor
 
     def _submit_all(self, sweep_dir: Path, units: Units, jobs: dict[str, "Job"]) -> None:
