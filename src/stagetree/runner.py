@@ -175,7 +175,7 @@ def _write(config: Config, ranked: "DataFrame", frame: "DataFrame", command: str
 
 
 def _page_hint(page: Path) -> str:
-    return f"{page}  shows this with curves, settings and mistakes, in any browser"
+    return f"{page}  shows this with curves, settings and misclassified images, in any browser"
 
 
 def _publish(
