@@ -37,7 +37,7 @@ def launch(launcher: str, units: int) -> float:
     from stagetree.api import composed
     from stagetree.cli.progress import ProgressDisplay
     from stagetree.execution.engine import Result, Units
-    from stagetree.execution.hydra_launchers import choose_engine
+    from stagetree.execution.engine_choice import choose_engine
 
     words = [
         "dataset=digits", "trainer.batch_size=2000", "execution.pack_size=64", "schedule.stages=[(1,0.1)]",

@@ -104,19 +104,18 @@ def write(number: int, folder: Path, at_once: int, where: list[str], barrier, du
     """Record finished runs of a sweep of one's own, from their checkpoints: what the end of a sweep does."""
     from stagetree import api
     from stagetree.planning import planner
-    from stagetree.tracking import tracker
+    from stagetree.tracking.connection import TrackingStore
+    from stagetree.tracking.tracker import SweepRecord, Tracker
 
     os.chdir(folder)
     seeds = ",".join(map(str, range(number * EACH, (number + 1) * EACH)))
     with api.composed([*words(seeds, 1), *where], None) as (_, _, jobs):
         plan = planner.plan(jobs, workers=1)
-    config = plan.config
+    store = TrackingStore.of(plan.config)
 
     def record(sweep_id: str, runs: tuple) -> None:
-        tracker.Tracker(
-            uri=config.store_uri, experiment=config.tracking.experiment, output_dir=Path(config.output_dir),
-            sweep_id=sweep_id, launch="benchmark", command="benchmark", runs=runs, begun={}, at_once=at_once,
-        ).close()  # fmt: skip
+        sweep = SweepRecord(sweep_id, "benchmark", "benchmark", runs)
+        Tracker.open(store, sweep, at_once=at_once).close()
 
     record(f"nothing {number}", ())  # imports, the database's schema and the experiment are not what is measured
     barrier.wait(PATIENCE_S)

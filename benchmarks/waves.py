@@ -21,7 +21,7 @@ from stagetree import runner
 from stagetree.api import composed, plan
 from stagetree.cli.progress import ProgressDisplay
 from stagetree.execution.engine import Engine, Result, Units
-from stagetree.execution.hydra_launchers import choose_engine
+from stagetree.execution.engine_choice import choose_engine
 from stagetree.storage.event_log import EventReader
 from stagetree.storage.events import UnitBegan, UnitEnded
 

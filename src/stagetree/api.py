@@ -28,7 +28,8 @@ from stagetree.config.composition import Job
 from stagetree.config.grid import compose_grid
 from stagetree.config.overrides import hydra_override
 from stagetree.errors import InputError, composition_error
-from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
+from stagetree.execution.engine_choice import choose_engine
+from stagetree.execution.hydra_launchers import end_idle_workers
 from stagetree.planning import planner
 
 if TYPE_CHECKING:

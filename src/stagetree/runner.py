@@ -26,10 +26,12 @@ from stagetree.planning.descriptions import write_entries
 from stagetree.planning.planner import Plan, plan
 from stagetree.redact import redact, redact_words
 from stagetree.storage import checkpoints
+from stagetree.storage.checkpoints import Record
 from stagetree.storage.files import remove_leftovers, write_atomic
 from stagetree.storage.locks import store_claims
-from stagetree.tracking.follower import Listener, Tail, in_a_line
-from stagetree.tracking.tracker import Tracker
+from stagetree.tracking.connection import TrackingStore, cut
+from stagetree.tracking.follower import EventFollower, Listener, in_a_line
+from stagetree.tracking.tracker import SweepRecord, Tracker
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,84 +73,91 @@ def run(
     """
     command = redact_words(command)
     planned = plan(jobs, workers=engine.workers, here=engine.here)
-    if not planned.config.quiet:
+    config, store = planned.config, TrackingStore.of(planned.config)
+    if not config.quiet:
         planned.show(Console())
-    output_dir = Path(planned.config.output_dir).resolve()
-    states = checkpoints.folder_of(output_dir)
-    for folder in (states, output_dir / "data"):
+    for folder in (store.checkpoints, store.output_dir / "data"):
         remove_leftovers(folder)
-    # Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
-    # To the microsecond: a notebook launches the same sweep twice within a second.
-    launch_id = f"{datetime.now():%Y%m%dT%H%M%S.%f}-{socket.gethostname()}-{os.getpid()}"
-    folder = output_dir / "sweeps" / planned.sweep_id / launch_id
-    folder.mkdir(parents=True)
-    write_entries(folder / "runs.jsonl.gz", planned.entries)
-    config, tracking = planned.config, planned.config.tracking
-    since = folder.stat().st_mtime if config.execution.fresh else 0.0
-    begun: dict[str, str] = {}
+    launch = _new_launch(planned, store.output_dir)
+    since = launch.stat().st_mtime if config.execution.fresh else 0.0
+    sweep = SweepRecord(planned.sweep_id, launch.name, shlex.join(command), planned.entries)
 
-    def new_tracker(at_once: int) -> Tracker:
-        return Tracker(
-            uri=config.store_uri, experiment=tracking.experiment, output_dir=output_dir, sweep_id=planned.sweep_id,
-            launch=folder.name, command=shlex.join(command), runs=planned.entries, begun=begun,
-            since=since, artifacts=tracking.artifacts, at_once=at_once,
-        )  # fmt: skip
+    def open_tracker(at_once: int) -> Tracker:
+        return Tracker.open(store, sweep, since=since, at_once=at_once)
 
     trouble = None
-    tail = Tail(folder / "events", progress(planned), new_tracker)
-    with tail, LaunchingProcess(folder, store_claims(output_dir), on_signal=tail.hurry) as launching:
+    follower = EventFollower(launch / "events", progress(planned), open_tracker)
+    with follower, LaunchingProcess(launch, store_claims(store.output_dir), on_signal=follower.hurry) as launching:
         # whoever finds this file finds its launch alive
-        said = planned.summary.to_json() | {"command": list(command)}
-        write_atomic(folder / "sweep.json", json.dumps(said).encode())
+        summary = planned.summary.to_json() | {"command": list(command)}
+        write_atomic(launch / "sweep.json", json.dumps(summary).encode())
         try:
-            Supervisor(planned, output_dir, folder, engine, since).train(planned.units)
+            Supervisor(planned, store.output_dir, launch, engine, since).train(planned.units)
         except MachineError as error:
             trouble = error
     if launching.signal is not None:
         raise Interrupted(launching.signal)
-    return _outcome(planned, since, shlex.join(command), tail.tracking_error, trouble)
+    records = [checkpoints.find(store.checkpoints, uid, since=since) for uid in planned.runs]
+    finished = [record for record in records if record is not None and record.test is not None]
+    return _outcome(planned, sweep, finished, trouble, follower.tracking_error)
+
+
+def _new_launch(planned: Plan, output_dir: Path) -> Path:
+    """Make the folder of a launch and write down which runs it is to record.
+
+    Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
+    """
+    # To the microsecond: a notebook launches the same sweep twice within a second.
+    name = f"{datetime.now():%Y%m%dT%H%M%S.%f}-{socket.gethostname()}-{os.getpid()}"
+    folder = output_dir / "sweeps" / planned.sweep_id / name
+    folder.mkdir(parents=True)
+    write_entries(folder / "runs.jsonl.gz", planned.entries)
+    return folder
 
 
 def _outcome(
-    planned: Plan, since: float, command: str, tracking_error: Exception | None, trouble: Exception | None
+    planned: Plan,
+    sweep: SweepRecord,
+    finished: Sequence[Record],
+    trouble: Exception | None,
+    tracking_error: Exception | None,
 ) -> Outcome:
-    """Rank this sweep's runs, print the top and write the files."""
-    config, several = planned.config, len(planned.runs) > 1
-    folder = checkpoints.folder_of(Path(config.output_dir))
-    records = [checkpoints.find(folder, uid, since=since) for uid in planned.runs]
-    finished = [record for record in records if record is not None and record.test is not None]
+    """Rank and publish the runs, if they could be recorded, and say what is missing."""
     scores = [record.history[-1].get("val/acc", record.test["test/acc"]) for record in finished]
     objective = max(scores, default=math.nan)
+    problems = [str(trouble)] if trouble else []
     if tracking_error is not None:
-        message = (
-            f"tracking at {redact(config.store_uri)} failed: {in_a_line(tracking_error)}\n"
-            "The results are kept; run the same command again to record them."
-        )
-        return Outcome(3, objective, f"{trouble}\n{message}" if trouble else message)
-    from stagetree.report import ranking, table
-    from stagetree.tracking import store
-    from stagetree.tracking.connection import cut
+        problems += [
+            f"tracking at {redact(planned.config.store_uri)} failed: {in_a_line(tracking_error)}",
+            "The results are kept; run the same command again to record them.",
+        ]
+        return Outcome(3, objective, "\n".join(problems))
+    ranked, hints = _conclude(planned, sweep)
+    n_runs, n_missing = len(planned.runs), len(planned.runs) - len(finished)
+    if trouble:
+        kept = "what is finished is kept. Run the same command again to go on."
+        problems.append(f"{n_missing} of {n_runs} runs are not finished; {kept}")
+    elif n_missing:
+        problems.append(f"{n_missing} of {n_runs} runs failed")
+    return Outcome(3 if problems else 0, objective, "\n".join(problems if trouble else problems + hints), ranked)
 
-    experiment = store.load(config.store_uri, config.tracking.experiment)
+
+def _conclude(planned: Plan, sweep: SweepRecord) -> "tuple[DataFrame, list[str]]":
+    """Rank the runs, write the files, publish and print; return the leaderboard, and lines on where to look further."""
+    from stagetree.report import ranking, table
+
+    config = planned.config
+    experiment = TrackingStore.of(config).load()
     frame = experiment[experiment["uid"].isin(planned.runs)]
     ranked = ranking.rank(frame, config.report.metric)
-    files = _write(config, ranked, frame, command) if several else []
+    files = _write(config, ranked, frame, sweep.command) if len(planned.runs) > 1 else []
     best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
-    note = f"`{cut(command, NOTED_CHARACTERS)}`\n\n{table.summary(ranked)}\n\n{table.to_markdown(ranked, NOTED)}"
-    _publish(planned, best, note, files, ranking.useful_columns(experiment))
-    lines = []
-    if not config.quiet:
-        table.show(ranked, config.report.top, Console(), files[0] if files else None)
-        if len(files) > 1:
-            lines.append(f"{files[1]}  shows this with curves, settings and misclassified images, in any browser")
-        lines.append("stagetree ui  opens these runs in MLflow")
-    n_missing = len(planned.runs) - len(finished)
-    if trouble:
-        lines = [f"{trouble}", f"{n_missing} of {len(planned.runs)} runs are not finished; what is finished is kept. "
-                 "Run the same command again to go on."]  # fmt: skip
-    elif n_missing:
-        lines.insert(0, f"{n_missing} of {len(planned.runs)} runs failed")
-    return Outcome(3 if n_missing or trouble else 0, objective, "\n".join(lines), ranked)
+    parts = f"`{cut(sweep.command, NOTED_CHARACTERS)}`", table.summary(ranked), table.to_markdown(ranked, NOTED)
+    _publish(planned, best, "\n\n".join(parts), files, ranking.useful_columns(experiment))
+    if config.quiet:
+        return ranked, []
+    table.show(ranked, config.report.top, Console(), files[0] if files else None)
+    return ranked, [*map(_page_hint, files[1:]), "stagetree ui  opens these runs in MLflow"]
 
 
 def _write(config: Config, ranked: "DataFrame", frame: "DataFrame", command: str = "") -> list[Path]:
@@ -166,18 +175,18 @@ def _write(config: Config, ranked: "DataFrame", frame: "DataFrame", command: str
     return paths
 
 
+def _page_hint(page: Path) -> str:
+    return f"{page}  shows this with curves, settings and misclassified images, in any browser"
+
+
 def _publish(
     planned: Plan, best: "DataFrame", note: str, files: Sequence[Path], columns: tuple[list[str], list[str]]
 ) -> None:
     """Describe the sweep in MLflow, and log its best run as a model. The results do not depend on it."""
     from stagetree.report.publishing import Publisher
 
-    config = planned.config
     try:
-        publisher = Publisher(
-            uri=config.store_uri, experiment=config.tracking.experiment, output_dir=Path(config.output_dir).resolve(),
-            sweep_id=planned.sweep_id,
-        )  # fmt: skip
+        publisher = Publisher.open(TrackingStore.of(planned.config), planned.sweep_id)
         publisher.describe(note, files)
         publisher.choose_columns(*columns)
         for run in best.itertuples():
@@ -194,15 +203,14 @@ def leaderboard(config: Config, overrides: Sequence[str]) -> None:
     files = _write(config, ranked, frame)
     table.show(ranked, config.report.top, Console(), files[0])
     for page in files[1:]:
-        print(f"{page}  shows this with curves, settings and misclassified images, in any browser")
+        print(_page_hint(page))
 
 
 def rank_all(config: Config, overrides: Sequence[str]) -> "tuple[DataFrame, DataFrame]":
     """Rank the runs of the experiment that the overrides select: the leaderboard, and what it was made from."""
     from stagetree.report import ranking, selection
-    from stagetree.tracking import store
 
-    frame = selection.select(store.load(config.store_uri, config.tracking.experiment), config, overrides)
+    frame = selection.select(TrackingStore.of(config).load(), config, overrides)
     if config.report.group_by:
         return ranking.aggregate(frame, config.report.group_by, config.report.metric), frame
     return ranking.rank(frame, config.report.metric), frame

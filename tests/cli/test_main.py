@@ -22,7 +22,7 @@ from stagetree.cli import arguments, train, ui
 from stagetree.cli.commands import COMMANDS
 from stagetree.cli.main import main
 from stagetree.errors import InputError
-from stagetree.execution import hydra_launchers
+from stagetree.execution import engine_choice
 from stagetree.execution.engine import Result
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -406,7 +406,7 @@ def test_an_unknown_mode_of_the_sweeper_is_refused(command, sweeps, capsys):
 def test_workers_are_what_the_launcher_runs_side_by_side(monkeypatch, bench, launcher, wanted, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     config = bench.config(execution__workers=wanted)
-    assert hydra_launchers.count_workers(OmegaConf.create(launcher), config) == workers
+    assert engine_choice.count_workers(OmegaConf.create(launcher), config) == workers
 
 
 # ---------------------------------------------------------------- report and ui

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,8 @@ def hosts(count: int, tmp_path: Path, script: str, *words: str) -> list[list]:
 def test_hosts_that_share_a_folder_train_each_epoch_once_to_the_same_bits(bench, other, tmp_path):
     runs = [
         bench.run(schedule__stages=[[20, 0.05], [10, lr]], seed=seed, optimizer__name="adam")
-        for lr in (0.01, 0.02, 0.03) for seed in (0, 1)
-    ]  # fmt: skip
+        for lr, seed in product((0.01, 0.02, 0.03), (0, 1))
+    ]
     tree = StageTree.build(runs)
     units = cut_units(tree, 6, {node.pack_key: 1.0 for node in tree.walk()})
     ids = [f"{number:04d}" for number in range(len(units))]

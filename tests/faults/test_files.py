@@ -16,8 +16,9 @@ from stagetree.storage.events import Failed, StateDamaged
 from stagetree.storage.files import remove_leftovers
 from stagetree.storage.unit_files import read_unit
 from stagetree.tracking import store
-from stagetree.tracking.follower import Tail
-from stagetree.tracking.tracker import Tracker
+from stagetree.tracking.connection import TrackingStore
+from stagetree.tracking.follower import EventFollower
+from stagetree.tracking.tracker import SweepRecord, Tracker
 
 OPTIMIZER = {"name": "adam"}
 DAMAGES = ["cut", "flip"]
@@ -139,12 +140,10 @@ def test_database(tmp_path, damage, times, tally, request):
     path = tmp_path / "mlflow.db"
     uri = f"sqlite:///{path}"
 
-    def new_tracker(at_once=1):
-        return Tracker(
-            uri=uri, experiment="e", output_dir=tmp_path, sweep_id="s", launch="l", command="c", runs=(), begun={}
-        )  # fmt: skip
+    def open_tracker(at_once=1):
+        return Tracker.open(TrackingStore(uri, "e", tmp_path), SweepRecord("s", "l", "c"))
 
-    new_tracker().close()
+    open_tracker().close()
     content = path.read_bytes()
     (tmp_path / "events").mkdir()
     for _ in range(times):
@@ -152,9 +151,9 @@ def test_database(tmp_path, damage, times, tally, request):
         uri = f"sqlite:///{path}"
         path.write_bytes(damaged(content, damage, random))
         row.injected += 1
-        with Tail(tmp_path / "events", ProgressDisplay(epochs=0, names={}), new_tracker) as tail:
+        with EventFollower(tmp_path / "events", ProgressDisplay(epochs=0, names={}), open_tracker) as follower:
             pass
-        if tail.tracking_error is None:
+        if follower.tracking_error is None:
             try:
                 store.load(uri, "e")
             except InputError as error:
@@ -168,19 +167,14 @@ def test_a_database_that_cannot_be_used_is_named_and_can_be_made_again(tmp_path)
         "this is no database, but a text of more than one hundred bytes, so that it has a whole header." * 3
     )
     with pytest.raises(InputError, match="move it away: the same command makes a new one") as error:
-        Tracker(
-            uri=f"sqlite:///{path}", experiment="e", output_dir=tmp_path, sweep_id="s", launch="l", command="c",
-            runs=(), begun={},
-        )  # fmt: skip
+        Tracker.open(TrackingStore(f"sqlite:///{path}", "e", tmp_path), SweepRecord("s", "l", "c"))
     assert str(path) in str(error.value)
 
 
 def test_a_schema_that_a_kill_left_half_made_is_made_again(tmp_path):
     (tmp_path / ".mlflow.db.new").write_bytes(b"half")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    Tracker(
-        uri=uri, experiment="e", output_dir=tmp_path, sweep_id="s", launch="l", command="c", runs=(), begun={}
-    ).close()  # fmt: skip
+    Tracker.open(TrackingStore(uri, "e", tmp_path), SweepRecord("s", "l", "c")).close()
     assert MlflowClient(uri).get_experiment_by_name("e") is not None
     assert not (tmp_path / ".mlflow.db.new").exists()
 

@@ -17,7 +17,8 @@ from trunks import trunk
 from stagetree.planning.descriptions import RunEntry
 from stagetree.storage import checkpoints
 from stagetree.storage.events import StateReached
-from stagetree.tracking.tracker import Tracker
+from stagetree.tracking.connection import TrackingStore
+from stagetree.tracking.tracker import SweepRecord, Tracker
 from stagetree.tree.runs import Stage
 
 
@@ -38,10 +39,8 @@ def entry(uid: str, output_dir: Path) -> RunEntry:
 def record(number: int, output_dir: Path, begin: float) -> None:
     runs = [entry(f"own{number}", output_dir), entry("shared", output_dir)]
     time.sleep(max(0.0, begin - time.monotonic()))
-    tracker = Tracker(
-        uri=f"sqlite:///{output_dir / 'mlflow.db'}", experiment="rush", output_dir=output_dir, sweep_id=f"s{number}",
-        launch="l", command="c", runs=runs, begun={},
-    )  # fmt: skip
+    store = TrackingStore(f"sqlite:///{output_dir / 'mlflow.db'}", "rush", output_dir)
+    tracker = Tracker.open(store, SweepRecord(f"s{number}", "l", "c", runs))
     for run in runs:
         tracker.on_event(StateReached(run.uid))
     tracker.close()

@@ -112,9 +112,8 @@ def test_a_store_moves_to_the_server_with_all_that_is_in_it(tmp_path, arrays, se
     for name, run in ours.items():
         copy = theirs[name]
         assert (copy.data.params, copy.data.metrics) == (run.data.params, run.data.metrics)
-        assert (copy.info.status, copy.info.start_time, copy.info.end_time, copy.info.run_name) == (
-            run.info.status, run.info.start_time, run.info.end_time, run.info.run_name,
-        )  # fmt: skip
+        for field in ("status", "start_time", "end_time", "run_name"):
+            assert getattr(copy.info, field) == getattr(run.info, field)
         for key in run.data.metrics:
             histories = [
                 [(one.step, one.value, one.timestamp) for one in client.get_metric_history(which.info.run_id, key)]
@@ -163,8 +162,7 @@ def test_artifacts_go_where_mlflow_can_write_them(tmp_path, arrays):
             "found = client.search_runs(ids, \"tags.`stagetree.kind` = 'run'\"); "
             "print(sorted(one.path for one in client.list_artifacts(found[0].info.run_id)))"
         )
-        listed = subprocess.run(
-            [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlruns/mlflow.db"], capture_output=True, text=True,
-            check=True, env={**os.environ, **environment},
-        )  # fmt: skip
+        listing = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlruns/mlflow.db"]
+        said = {"capture_output": True, "text": True, "check": True}
+        listed = subprocess.run(listing, env={**os.environ, **environment}, **said)
         assert "['config.yaml', 'curves.svg', 'weights.safetensors']" in listed.stdout

@@ -43,7 +43,7 @@ def test_calls_that_were_not_begun_can_be_dropped():
 
     first, second = threads.submit(hold), threads.submit(hold)
     begun.wait()
-    threads.cancel()
+    threads.stop()
     go_on.set()
     assert wait([first, second], 60).not_done == set()
     assert second.cancelled()

@@ -5,6 +5,8 @@ import math
 import shutil
 import sqlite3
 import threading
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from stagetree.planning import descriptions
 from stagetree.storage import checkpoints
 from stagetree.storage.events import EpochEnded
 from stagetree.tracking import audit, store
-from stagetree.tracking.follower import Tail, in_a_line
-from stagetree.tracking.tracker import Tracker
+from stagetree.tracking.connection import TrackingStore
+from stagetree.tracking.follower import EventFollower, in_a_line
+from stagetree.tracking.tracker import SweepRecord, Tracker
 from stagetree.tree.stage_tree import StageTree
 
 
@@ -43,27 +46,23 @@ class Recorded:
         self.good, self.bad = list(runs)[:2], list(runs)[2]
         self.events = bench.train(*runs.values())
         info = cache.prepare(configs[0].dataset, bench.output_dir)
-        self.entries = descriptions.describe(
-            runs, dict(zip(runs, configs, strict=True)), dict.fromkeys(runs, info), StageTree.build(runs.values()),
-            dict.fromkeys(runs, "stagetree train"),
-        )  # fmt: skip
+        configs, infos = dict(zip(runs, configs, strict=True)), dict.fromkeys(runs, info)
+        tree, commands = StageTree.build(runs.values()), dict.fromkeys(runs, "stagetree train")
+        self.entries = descriptions.describe(runs, configs, infos, tree, commands)
         shutil.copy(empty_store, bench.output_dir / "mlflow.db")
         self.uri = f"sqlite:///{bench.output_dir / 'mlflow.db'}"
+        self.store = TrackingStore(self.uri, "e", bench.output_dir)
 
-    def tracker(self, **changes) -> Tracker:
-        settings = {
-            "uri": self.uri, "experiment": "e", "output_dir": self.bench.output_dir, "sweep_id": "s", "launch": "l",
-            "command": "c", "runs": self.entries, "begun": {},
-        }  # fmt: skip
-        return Tracker(**settings | changes)
+    def tracker(self, *, runs=None, since=0.0, **changes) -> Tracker:
+        sweep = SweepRecord("s", "l", "c", self.entries if runs is None else runs)
+        return Tracker.open(self.store, replace(sweep, **changes), since=since)
 
     def check(self):
         """MLflow holds each run once, with each epoch once, and says how it ended."""
         client = MlflowClient(self.uri)
         frame = store.load(self.uri, "e")
-        assert dict(zip(frame["uid"], frame["status"], strict=True)) == {
-            **dict.fromkeys(self.good, "finished"), self.bad: "failed",
-        }  # fmt: skip
+        expected = dict.fromkeys(self.good, "finished") | {self.bad: "failed"}
+        assert dict(zip(frame["uid"], frame["status"], strict=True)) == expected
         assert "became nan in epoch 1" in frame.set_index("uid")["reason"][self.bad]
         for row in frame[frame["status"] == "finished"].itertuples():
             record = checkpoints.read_record(self.bench.checkpoints, row.uid)
@@ -90,24 +89,22 @@ def entries_of(bench, *runs_changes):
 def test_a_run_that_goes_on_from_a_finished_one_has_every_epoch(bench, empty_store, stages, seen):
     """Each epoch is flushed as it comes, as those of long runs are."""
     shutil.copy(empty_store, bench.output_dir.parent / "mlflow.db")
-    settings = {
-        "uri": f"sqlite:///{bench.output_dir.parent / 'mlflow.db'}", "experiment": "e",
-        "output_dir": bench.output_dir, "launch": "l", "command": "c",
-    }  # fmt: skip
-    for sweep, (changes, seen_here) in enumerate((({"schedule": {"stages": [[2, 0.1]]}}, None),
-                                                  ({"schedule": {"stages": stages}}, seen))):  # fmt: skip
-        runs, entries = entries_of(bench, changes)
+    place = TrackingStore(f"sqlite:///{bench.output_dir.parent / 'mlflow.db'}", "e", bench.output_dir)
+    sweeps = ([[2, 0.1]], None), (stages, seen)
+    for number, (own_stages, seen_here) in enumerate(sweeps):
+        runs, entries = entries_of(bench, {"schedule": {"stages": own_stages}})
+        sweep = SweepRecord(str(number), "l", "c", entries)
         events = bench.train(*runs.values())
-        tracker = Tracker(**settings, sweep_id=str(sweep), runs=entries, begun={})
+        tracker = Tracker.open(place, sweep)
         take(tracker, [event for event in events if isinstance(event, EpochEnded)][:seen_here])
         if seen_here is None:
             take(tracker, events)
         else:
-            tracker = Tracker(**settings, sweep_id=str(sweep), runs=entries, begun={})
+            tracker = Tracker.open(place, sweep)
         tracker.close()
-    found = store.read(settings["uri"], "e")
+    found = place.read()
     assert [run.status for run in found] == ["FINISHED"] * 2
-    for run, metrics, differences in audit.examine(settings["uri"], found, bench.checkpoints, {}):
+    for run, metrics, differences in audit.examine(place, found, {}):
         assert not differences, str(differences)
         assert [step for step, _ in metrics["train/loss"]] == list(range(1, len(metrics["train/loss"]) + 1))
         assert len(metrics["train/loss"]) == sum(json.loads(run.params["epochs"]))
@@ -137,13 +134,24 @@ def test_a_writer_that_dies_before_it_tells_of_what_is_superseded_leaves_one_rec
     take(tracker, recorded.events)
     tracker.close()
     before = {run.run_id for run in store.read(recorded.uri, "e")}
-    crashed = recorded.tracker(since=1.0)
-    crashed._client.set_tag = lambda *_: None
+    crashed = recorded.tracker(since=1.0, launch="later")
+    crashed.destination.client.set_tag = lambda *_: None
     take(crashed, recorded.events)
-    crashed.leave(math.inf)
+    crashed.stop(math.inf)
     recorded.check()
     good = [run.run_id for run in store.read(recorded.uri, "e") if run.status == "FINISHED"]
     assert before.isdisjoint(good)
+
+
+def test_a_fresh_launch_that_connects_again_goes_on_with_its_own_records_and_supersedes_the_others(recorded):
+    for launch, since in (("before", 0.0), ("fresh", 1.0), ("fresh", 1.0)):
+        tracker = recorded.tracker(since=since, launch=launch)
+        take(tracker, recorded.events)
+        tracker.close()
+    recorded.check()
+    runs = MlflowClient(recorded.uri).search_runs(["1"], "tags.`stagetree.kind` = 'run'")
+    launches = Counter((run.data.tags["stagetree.uid"], run.data.tags["stagetree.launch"]) for run in runs)
+    assert [launches[uid, launch] for uid in recorded.good for launch in ("before", "fresh")] == [1] * 4
 
 
 @pytest.fixture
@@ -197,11 +205,11 @@ def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
     """The first connection breaks half way; everything is replayed from the logs at the end."""
     attempts = []
 
-    def new_tracker(at_once):
+    def open_tracker(at_once):
         tracker = recorded.tracker()
         attempts.append(tracker)
         if len(attempts) == 1:
-            real = tracker._client.log_batch
+            real = tracker.destination.client.log_batch
             calls = []
 
             def failing(*args, **kwargs):
@@ -210,13 +218,13 @@ def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
                     raise ConnectionError("store is down")
                 return real(*args, **kwargs)
 
-            tracker._client.log_batch = failing
+            tracker.destination.client.log_batch = failing
         return tracker
 
     folder = recorded.bench.output_dir / "launch1" / "events"
-    with Tail(folder, ProgressDisplay(epochs=1, names={}), new_tracker) as tail:
+    with EventFollower(folder, ProgressDisplay(epochs=1, names={}), open_tracker) as follower:
         pass
-    assert tail.tracking_error is None
+    assert follower.tracking_error is None
     assert len(attempts) == 2
     assert "tracking failed: store is down" in capsys.readouterr().err
     recorded.check()
@@ -225,15 +233,15 @@ def test_training_is_recorded_after_an_outage_of_tracking(recorded, capsys):
 def test_a_slow_store_holds_up_no_display(recorded):
     answers = threading.Event()
 
-    def new_tracker(at_once):
+    def open_tracker(at_once):
         tracker = recorded.tracker()
-        real = tracker._client.log_artifacts
-        tracker._client.log_artifacts = lambda *args: answers.wait(PATIENCE_S) and real(*args)
+        real = tracker.destination.client.log_artifacts
+        tracker.destination.client.log_artifacts = lambda *args: answers.wait(PATIENCE_S) and real(*args)
         return tracker
 
     folder = recorded.bench.output_dir / "launch1" / "events"
     progress = ProgressDisplay(epochs=1, names=dict.fromkeys(recorded.good, "a run"))
-    with Tail(folder, progress, new_tracker):
+    with EventFollower(folder, progress, open_tracker):
         wait_until(lambda: progress.status().startswith("2/2 runs done"))
         assert not answers.is_set()
         answers.set()
@@ -245,9 +253,9 @@ def test_an_outage_that_lasts_is_told_and_nothing_raises(recorded):
         raise ConnectionError("no store")
 
     folder = recorded.bench.output_dir / "launch1" / "events"
-    with Tail(folder, ProgressDisplay(epochs=1, names={}), broken) as tail:
+    with EventFollower(folder, ProgressDisplay(epochs=1, names={}), broken) as follower:
         pass
-    assert "no store" in str(tail.tracking_error)
+    assert "no store" in str(follower.tracking_error)
 
 
 def statuses(recorded):
@@ -256,15 +264,15 @@ def statuses(recorded):
 
 
 def test_what_another_sweep_left_running_is_ended_at_the_next_start_but_not_what_lives(recorded):
-    """The dead process is played by one whose claims are given back, which is what the kernel does for it."""
+    """The dead process is played by one whose locks are given back, which is what the kernel does for it."""
     first = recorded.tracker(runs=recorded.entries[:1], sweep_id="first")
     take(first, recorded.events[:4])
     assert statuses(recorded) == {"sweep": "RUNNING", "run": "RUNNING"}
     living = recorded.tracker(runs=recorded.entries[2:], sweep_id="second")
     assert statuses(recorded)["run"] == "RUNNING"
     for kind, name in (("sweep", "first"), ("run", recorded.entries[0].uid)):
-        first._claims.release(first._claim(kind, name))
-    living._end_what_died()
+        first.ownership.release(kind, name)
+    living.ownership.end_dead(living.destination.client, living.destination.experiment_id)
     parents = [
         run for run in MlflowClient(recorded.uri).search_runs(["1"]) if run.data.tags["stagetree.kind"] == "sweep"
     ]
@@ -294,7 +302,7 @@ def test_runs_of_other_writers_are_ended_only_if_they_are_known_to_be_dead(recor
 
 def test_a_writer_that_died_before_it_described_a_run_leaves_no_gap(recorded):
     crashed = recorded.tracker()
-    for run in crashed._runs.values():
+    for run in crashed._writers.values():
         run._describe = lambda: None
     take(crashed, recorded.events[:4])
     tracker = recorded.tracker()
@@ -307,7 +315,7 @@ def test_a_writer_that_died_before_it_described_a_run_leaves_no_gap(recorded):
 
 def test_final_figures_are_written_once_though_the_writer_dies_between_them_and_the_end(recorded):
     crashed = recorded.tracker()
-    for run in crashed._runs.values():
+    for run in crashed._writers.values():
         run._end = lambda _: None
     take(crashed, recorded.events)
     recorded.tracker().close()

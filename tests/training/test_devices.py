@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from stagetree import plan
 from stagetree.errors import InputError
-from stagetree.execution import hydra_launchers
+from stagetree.execution import engine_choice
 from stagetree.training import devices
 
 WORKER = """
@@ -98,19 +98,19 @@ def test_devices_are_counted_without_torch(monkeypatch, tmp_path, there, visible
     [({}, 3), ({"workers_per_device": 2}, 6), ({"workers": 2}, 2), ({"workers": 6, "workers_per_device": 2}, 6)],
 )
 def test_there_are_as_many_workers_as_slots(monkeypatch, bench, settings, workers):
-    monkeypatch.setattr(hydra_launchers, "count_devices", lambda device: 3)
+    monkeypatch.setattr(engine_choice, "count_devices", lambda device: 3)
     config = bench.config(**{f"execution__{key}": value for key, value in settings.items()})
     joblib = OmegaConf.create({"_target_": "a.JoblibLauncher", "n_jobs": 8})
-    assert hydra_launchers.count_workers(joblib, config) == workers
+    assert engine_choice.count_workers(joblib, config) == workers
 
 
 def test_more_workers_than_slots_are_refused(monkeypatch, bench):
-    monkeypatch.setattr(hydra_launchers, "count_devices", lambda device: 3)
+    monkeypatch.setattr(engine_choice, "count_devices", lambda device: 3)
     joblib = OmegaConf.create({"_target_": "a.JoblibLauncher", "n_jobs": 8})
     with pytest.raises(
         InputError, match=r"execution.workers: got 4 for 3 devices, expected at most 3 \(execution.workers_per_device=2"
     ):
-        hydra_launchers.count_workers(joblib, bench.config(execution__workers=4))
+        engine_choice.count_workers(joblib, bench.config(execution__workers=4))
 
 
 def test_every_setting_that_does_not_fit_the_data_or_this_machine_is_told_at_once_before_anything_trains(

@@ -16,7 +16,8 @@ from stagetree.config.composition import Job
 from stagetree.config.grid import compose_grid
 from stagetree.errors import InputError
 from stagetree.execution.engine import InProcess
-from stagetree.execution.hydra_launchers import choose_engine, end_idle_workers
+from stagetree.execution.engine_choice import choose_engine
+from stagetree.execution.hydra_launchers import end_idle_workers
 from stagetree.planning import planner
 from stagetree.runner import Outcome
 

@@ -3,12 +3,10 @@
 import os
 import socket
 import sys
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from stagetree.config.composition import Job
 from stagetree.errors import InputError
-from stagetree.tracking.connection import VIEW, VIEW_TAG, connect
+from stagetree.tracking.connection import VIEW, VIEW_TAG, TrackingStore
 
 
 def serve(job: Job, port: int = 5000) -> None:
@@ -21,25 +19,25 @@ def serve(job: Job, port: int = 5000) -> None:
     Raises:
         InputError: nothing was recorded yet, the port is taken, or the runs are on a server already.
     """
-    config = job.config
-    output_dir = Path(config.output_dir).resolve()
-    if config.tracking.uri is None and not (output_dir / "mlflow.db").exists():
-        raise InputError(f"output_dir: no runs are recorded in {output_dir} (train first, or give output_dir=...)")
-    uri = config.store_uri
-    if urlsplit(uri).scheme in ("http", "https"):
-        raise InputError(f"tracking.uri: the runs are on a server already (open {uri} in a browser)")
+    store = TrackingStore.of(job.config)
+    if job.config.tracking.uri is None and not (store.output_dir / "mlflow.db").exists():
+        raise InputError(
+            f"output_dir: no runs are recorded in {store.output_dir} (train first, or give output_dir=...)"
+        )
+    if store.is_server:
+        raise InputError(f"tracking.uri: the runs are on a server already (open {store.uri} in a browser)")
     port = _find_port(port)
 
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with it the server is 15 processes
-    experiment = connect(uri).get_experiment_by_name(config.tracking.experiment)
+    experiment = store.connect().get_experiment_by_name(store.experiment)
     if experiment is None:
-        raise InputError(f"tracking.experiment: {config.tracking.experiment!r} has no runs in {uri} (train first)")
+        raise InputError(f"tracking.experiment: {store.experiment!r} has no runs in {store.uri} (train first)")
     # Without the parameter MLflow opens an overview for language models.
     address = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
     if VIEW_TAG in experiment.tags:
         address += f"&viewStateShareKey={VIEW}"
     print(address, flush=True)
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not among the arguments, where all users of a machine see it
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store.uri  # not among the arguments, where all users of a machine see it
     command = [sys.executable, "-m", "mlflow", "server"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
 

@@ -427,6 +427,11 @@ class Config(Frozen):
     """Tell of nothing but errors and failures."""
 
     @property
+    def output_folder(self) -> Path:
+        """`output_dir`, absolute."""
+        return Path(self.output_dir).resolve()
+
+    @property
     def store_uri(self) -> str:
         """MLflow's tracking URI; without one, SQLite in the output folder."""
-        return self.tracking.uri or f"sqlite:///{Path(self.output_dir).resolve() / 'mlflow.db'}"
+        return self.tracking.uri or f"sqlite:///{self.output_folder / 'mlflow.db'}"

@@ -89,7 +89,7 @@ class Supervisor:
         for unit_id, unit in by_id.items():
             write_unit(self.folder, unit_id, unit, self.settings, after[unit_id])
         results = self._run(after) if after else []
-        events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # Tail tells
+        events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # the follower tells
         for event in events:
             if isinstance(event, Trouble):
                 raise MachineError(event.reason)

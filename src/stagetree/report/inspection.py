@@ -18,6 +18,7 @@ from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import StateError
 from stagetree.storage.files import file_digest
 from stagetree.tracking import audit
+from stagetree.tracking.connection import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -61,15 +62,14 @@ class OutputFolder:
     """
 
     def __init__(self, config: Config):
-        self.path = Path(config.output_dir).resolve()
-        self.checkpoints = checkpoints.folder_of(self.path)
-        self.uri, self.experiment = config.store_uri, config.tracking.experiment
+        self.store = TrackingStore.of(config)
+        self.checkpoints = self.store.checkpoints
         self._table = Path(config.report.output)
-        self.sweeps = list(_sweeps(self.path, self.experiment))
+        self.sweeps = list(_sweeps(self.store.output_dir, self.store.experiment))
         """Those that were recorded in the experiment, the last one launched last."""
         self._entries = {uid: entry for sweep in self.sweeps for uid, entry in sweep.entries.items()}
         if not self.checkpoints.is_dir():
-            raise InputError(f"output_dir: nothing was trained in {self.path} (give output_dir=...)")
+            raise InputError(f"output_dir: nothing was trained in {self.store.output_dir} (give output_dir=...)")
 
     def problems(self) -> list[Problem]:
         """Look at everything."""
@@ -93,41 +93,30 @@ class OutputFolder:
 
     def database(self) -> Problem | None:
         """Say whether MLflow's database is missing or damaged; a server is not looked at."""
-        if not self.uri.startswith("sqlite:///"):
+        path = self.store.sqlite_path
+        if path is None:
             return None
-        path = Path(self.uri.removeprefix("sqlite:///"))
         if not path.exists():
             return Problem(str(path), "MLflow's database is missing")
         try:
             with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 said = [line for (line,) in connection.execute("PRAGMA integrity_check(1)")]
                 connection.execute("SELECT count(*) FROM metrics JOIN runs USING (run_uuid)").fetchall()
-            self.store_runs()
+            self.store.read()
         except (sqlite3.Error, InputError) as error:
             said = [str(error)]
         return None if said == ["ok"] else Problem(str(path), f"MLflow's database is damaged: {said[0]}")
 
-    def store_runs(self) -> "list[Recorded]":
-        """The runs of the experiment, as MLflow holds them."""
-        from stagetree.tracking.store import read
-
-        return read(self.uri, self.experiment)
-
     def runs_of(self, sweep: Sweep) -> "DataFrame":
         """The runs of one sweep, from `store.load`."""
-        frame = self._frame()
+        frame = self.store.load()
         return frame[frame["uid"].isin(sweep.entries.keys())]
-
-    def _frame(self) -> "DataFrame":
-        from stagetree.tracking.store import load
-
-        return load(self.uri, self.experiment)
 
     def runs(self) -> Iterator[Problem]:
         """Yield what differs between checkpoints and MLflow, and what is recorded twice or not at all."""
-        finished = [run for run in self.store_runs() if run.status == "FINISHED"]
+        finished = [run for run in self.store.read() if run.status == "FINISHED"]
         params = {uid: entry.params for uid, entry in self._entries.items()}
-        for run, _, differences in audit.examine(self.uri, finished, self.checkpoints, params):
+        for run, _, differences in audit.examine(self.store, finished, params):
             if differences:
                 yield Problem(_named(run), str(differences), run.tags["stagetree.uid"])
         uids = Counter(run.tags["stagetree.uid"] for run in finished)
@@ -160,10 +149,10 @@ class OutputFolder:
         """Models of runs that are not superseded, each with its run's uid."""
         from mlflow import MlflowClient
 
-        client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name(self.experiment)
+        client = MlflowClient(self.store.uri)
+        experiment = client.get_experiment_by_name(self.store.experiment)
         found = client.search_logged_models([experiment.experiment_id]) if experiment else []
-        uids = {run.run_id: run.tags["stagetree.uid"] for run in self.store_runs()}
+        uids = {run.run_id: run.tags["stagetree.uid"] for run in self.store.read()}
         ours = [model for model in found if model.name == MODEL and model.source_run_id in uids]
         return [(model, uids[model.source_run_id]) for model in ours]
 
@@ -181,7 +170,7 @@ class OutputFolder:
             return
         if "run_id" not in table:  # means over seeds
             return
-        frame = self._frame().set_index("run_id")
+        frame = self.store.load().set_index("run_id")
         unknown = [run_id for run_id in table["run_id"] if run_id not in frame.index]
         if unknown:
             yield Problem(str(path), f"{len(unknown)} rows are of runs that are superseded or not there")

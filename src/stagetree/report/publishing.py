@@ -8,6 +8,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import yaml
 
 from stagetree.models.export import export
 from stagetree.models.inference import Network
-from stagetree.tracking.connection import VIEW_TAG, connect, cut, find_sweep
+from stagetree.tracking.connection import VIEW_TAG, TrackingStore, cut, find_sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,33 +27,34 @@ MODEL = "best"
 """Name of the model: `runs:/RUN_ID/best`."""
 
 
+@dataclass(frozen=True)
 class Publisher:
-    """Writes to one sweep's parent run and to its experiment.
+    """Writes to one sweep's parent run and to its experiment."""
 
-    Args:
-        uri: MLflow's tracking URI.
-        experiment: name; the sweep was recorded in it.
-        output_dir: of the store.
-        sweep_id: of the sweep.
-    """
+    store: TrackingStore
+    client: "MlflowClient"
+    experiment_id: str
+    parent: str | None
+    """The id of the sweep's parent run, if there is one."""
 
-    def __init__(self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str):
-        self._client: MlflowClient = connect(uri)
-        self._experiment = self._client.get_experiment_by_name(experiment).experiment_id
-        self._parent = find_sweep(self._client, self._experiment, sweep_id)
-        self._output_dir = output_dir
+    @classmethod
+    def open(cls, store: TrackingStore, sweep_id: str) -> "Publisher":
+        """Connect to the store in which a sweep was recorded."""
+        client = store.connect()
+        experiment_id = store.experiment_id(client)
+        return cls(store, client, experiment_id, find_sweep(client, experiment_id, sweep_id))
 
     def describe(self, note: str, files: Sequence[Path]) -> None:
         """Give the parent run a description in Markdown, and files as artifacts."""
-        if self._parent:
-            self._client.set_tag(self._parent, "mlflow.note.content", cut(note))
+        if self.parent:
+            self.client.set_tag(self.parent, "mlflow.note.content", cut(note))
             for file in files:
-                self._client.log_artifact(self._parent, str(file))
+                self.client.log_artifact(self.parent, str(file))
 
     def choose_columns(self, params: Sequence[str], metrics: Sequence[str]) -> None:
         """Say which columns of the experiment's table are of use, as MLflow's button `Share` does."""
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
-        self._client.set_experiment_tag(self._experiment, VIEW_TAG, json.dumps({"selectedColumns": columns}))
+        self.client.set_experiment_tag(self.experiment_id, VIEW_TAG, json.dumps({"selectedColumns": columns}))
 
     def add_model(self, run_id: str, uid: str) -> None:
         """Log a run's final state as a model that `mlflow.pyfunc.load_model` loads without a pickle, once.
@@ -62,13 +64,13 @@ class Publisher:
         """
         from mlflow.entities import LoggedModelOutput
 
-        run = self._client.get_run(run_id)
+        run = self.client.get_run(run_id)
         if run.outputs and run.outputs.model_outputs:
             return
-        model = self._client.create_logged_model(self._experiment, name=MODEL, source_run_id=run_id)
+        model = self.client.create_logged_model(self.experiment_id, name=MODEL, source_run_id=run_id)
         self.write_model(model, uid)
-        self._client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
-        self._client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+        self.client.finalize_logged_model(model.model_id, "READY")
 
     def write_model(self, model: "LoggedModel", uid: str) -> None:
         """Write a model's files, again if they are there.
@@ -79,10 +81,10 @@ class Publisher:
         from mlflow import pyfunc
         from mlflow.models import Model
 
-        run = self._client.get_run(model.source_run_id)
+        run = self.client.get_run(model.source_run_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            export(Network.load(self._output_dir, uid), folder / "data", dict(run.data.params))
+            export(Network.load(self.store.output_dir, uid), folder / "data", dict(run.data.params))
             with resources.as_file(resources.files("stagetree.report") / "assets" / "classifier.py") as loader:
                 (folder / "code").mkdir()
                 shutil.copy(loader, folder / "code")
@@ -98,4 +100,4 @@ class Publisher:
                 described, loader_module="classifier", data="data", code="code", python_env="python_env.yaml"
             )
             described.save(folder / "MLmodel")
-            self._client.log_model_artifacts(model.model_id, scratch)
+            self.client.log_model_artifacts(model.model_id, scratch)

@@ -14,7 +14,7 @@ from stagetree.report.publishing import Publisher
 from stagetree.storage import checkpoints
 from stagetree.storage.files import file_digest
 from stagetree.tracking import audit
-from stagetree.tracking.tracker import Tracker
+from stagetree.tracking.tracker import SweepRecord, Tracker
 
 
 def verify(config: Config, console: Console, *, repair: bool = False) -> bool:
@@ -58,14 +58,14 @@ def _repair(folder: OutputFolder, config: Config, console: Console) -> None:
         _set_aside(problem, console)
     for sweep in folder.sweeps:
         console.print(f"recording sweep {sweep.sweep_id}: {len(sweep.entries)} runs", highlight=False)
-        _record(folder, sweep, config.tracking.artifacts)
+        _record(folder, sweep)
         _publish(folder, sweep)
     wrong = {problem.uid for problem in folder.models()}
     for model, uid in folder.logged_models():
         if model.status != "READY":
-            MlflowClient(folder.uri).delete_logged_model(model.model_id)
+            MlflowClient(folder.store.uri).delete_logged_model(model.model_id)
         elif uid in wrong:
-            _publisher(folder, folder.sweeps[0].sweep_id if folder.sweeps else "").write_model(model, uid)
+            Publisher.open(folder.store, folder.sweeps[0].sweep_id if folder.sweeps else "").write_model(model, uid)
     several = [sweep for sweep in folder.sweeps if len(sweep.entries) > 1]
     if several and list(folder.leaderboard()):
         ranked = ranking.rank(folder.runs_of(several[-1]), config.report.metric)
@@ -77,7 +77,7 @@ def _restore(folder: OutputFolder, problem: Problem) -> None:
     record = checkpoints.find(folder.checkpoints, problem.uid)
     name = f"{problem.uid}.safetensors"
     if record is not None and folder.database() is None:
-        for run in folder.store_runs():
+        for run in folder.store.read():
             artifacts = audit.local_path(run.artifact_uri)
             if artifacts is None or run.tags.get("stagetree.uid") != problem.uid:
                 continue
@@ -98,20 +98,10 @@ def _set_aside(problem: Problem, console: Console) -> None:
     console.print(f"{path}: made anew from the checkpoints; the damaged one is kept as {kept.name}", highlight=False)
 
 
-def _record(folder: OutputFolder, sweep: Sweep, artifacts: str | None) -> None:
+def _record(folder: OutputFolder, sweep: Sweep) -> None:
     """Record what is finished of a sweep, and look at all that is recorded of it."""
-    Tracker(
-        uri=folder.uri,
-        experiment=folder.experiment,
-        output_dir=folder.path,
-        sweep_id=sweep.sweep_id,
-        launch=sweep.launch,
-        command=sweep.command,
-        runs=tuple(sweep.entries.values()),
-        begun={},
-        artifacts=artifacts,
-        thorough=True,
-    ).close()
+    record = SweepRecord(sweep.sweep_id, sweep.launch, sweep.command, tuple(sweep.entries.values()))
+    Tracker.open(folder.store, record, thorough=True).close()
 
 
 def _publish(folder: OutputFolder, sweep: Sweep) -> None:
@@ -121,8 +111,4 @@ def _publish(folder: OutputFolder, sweep: Sweep) -> None:
     best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
     for run in best.itertuples():
         if checkpoints.find(folder.checkpoints, run.uid):
-            _publisher(folder, sweep.sweep_id).add_model(run.run_id, run.uid)
-
-
-def _publisher(folder: OutputFolder, sweep_id: str) -> Publisher:
-    return Publisher(uri=folder.uri, experiment=folder.experiment, output_dir=folder.path, sweep_id=sweep_id)
+            Publisher.open(folder.store, sweep.sweep_id).add_model(run.run_id, run.uid)

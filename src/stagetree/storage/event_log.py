@@ -1,6 +1,8 @@
-"""Append-only logs of what training did: news for those who watch, and why something failed.
+"""Append-only logs of what training does: news of a sweep, for those who watch it, record it and launch its units.
 
-The truth is in the checkpoints: losing a log loses no result, and nothing is recorded that only a log says.
+Checkpoints are the truth of what was trained, and no event is needed to trust one: what MLflow lacks is written from
+them, and what a lost log would have told is looked up there. The logs alone say what is going on now, which units
+began and ended, and why a run failed.
 
 Each process appends to a file of its own: lines of a CRC-32 in hex, a space and a JSON object. A last line that a
 killed process left unfinished is passed over; a damaged line in the middle is refused.

@@ -10,12 +10,15 @@ from urllib.parse import unquote, urlsplit
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import Record
 from stagetree.storage.files import file_digest
+from stagetree.tracking.connection import TrackingStore
 
 if TYPE_CHECKING:
     from stagetree.tracking.store import Metrics, Recorded
 
 Epochs = Mapping[int, Mapping[str, float]]
 """By epoch, by the metric's name in MLflow."""
+Params = Mapping[str, Mapping[str, Any]]
+"""By uid, by the param's name."""
 
 ARTIFACTS = ("weights.safetensors", "config.yaml", "curves.svg")
 """Of each finished run."""
@@ -78,45 +81,47 @@ def compare(wanted: Epochs, recorded: "Metrics") -> Differences:
 
 
 def examine(
-    uri: str, runs: Sequence["Recorded"], folder: Path, params: Mapping[str, Mapping[str, Any]] | None = None
+    store: TrackingStore, runs: Sequence["Recorded"], params: Params | None = None
 ) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
     """Compare finished runs with their checkpoints, where there are any, and yield each with all its metrics.
 
     A server is asked for whole curves only where a run's last values differ, since each curve is a request.
 
     Args:
-        uri: of the store.
+        store: that they are recorded in.
         runs: that are finished.
-        folder: of the checkpoints.
-        params: that runs must have, by uid: look at these too, and read every artifact and curve.
+        params: that runs must have: look at these too, and read every artifact and curve.
     """
-    from stagetree.tracking import store  # pandas and SQLAlchemy
+    from stagetree.tracking.store import load_metrics  # pandas and SQLAlchemy
 
     for first in range(0, len(runs), AT_ONCE):
         some = runs[first : first + AT_ONCE]
-        known = {run.run_id: checkpoints.find(folder, run.tags["stagetree.uid"]) for run in some}
-        known = {run_id: record for run_id, record in known.items() if record is not None and record.test is not None}
-        all_curves = params is not None or store.is_sql(uri)
-        doubtful = [run.run_id for run in some if all_curves or not _latest_agree(known.get(run.run_id), run)]
-        metrics = store.load_metrics(uri, doubtful)
+        found = {run.run_id: checkpoints.find(store.checkpoints, run.tags["stagetree.uid"]) for run in some}
+        records = {run_id: record for run_id, record in found.items() if record is not None and record.test is not None}
+        all_curves = params is not None or store.is_sql
+        doubtful = [run.run_id for run in some if all_curves or not _latest_agree(records.get(run.run_id), run)]
+        metrics = load_metrics(store.uri, doubtful)
         for run in some:
-            record = known.get(run.run_id)
-            own = metrics.get(run.run_id, {})
-            if record is None:
-                yield run, own, Differences()
-                continue
-            found = compare(expected(record), own) if run.run_id in metrics else Differences()
-            wrong, lacking = list(found.wrong), list(_lacking(run, record))
-            if not found and not _latest_agree(record, run):
-                wrong.append("its last values are not those of its curves")
-            if params is not None:
-                for name, value in params.get(record.uid, {}).items():
-                    if name not in run.params:
-                        lacking.append(f"param {name} is missing")
-                    elif run.params[name] != str(value):
-                        wrong.append(f"param {name} is {run.params[name]}, expected {value}")
-                lacking += _damaged(uri, run, record)
-            yield run, own, Differences(found.missing, tuple(wrong), tuple(lacking))
+            record, recorded = records.get(run.run_id), metrics.get(run.run_id)
+            differences = _examine_run(store, run, record, recorded, params) if record is not None else Differences()
+            yield run, recorded or {}, differences
+
+
+def _examine_run(
+    store: TrackingStore, run: "Recorded", record: Record, recorded: "Metrics | None", params: Params | None
+) -> Differences:
+    found = compare(expected(record), recorded) if recorded is not None else Differences()
+    wrong, lacking = list(found.wrong), list(_lacking(run, record))
+    if not found and not _latest_agree(record, run):
+        wrong.append("its last values are not those of its curves")
+    if params is not None:
+        for name, value in params.get(record.uid, {}).items():
+            if name not in run.params:
+                lacking.append(f"param {name} is missing")
+            elif run.params[name] != str(value):
+                wrong.append(f"param {name} is {run.params[name]}, expected {value}")
+        lacking += _damaged(store.uri, run, record)
+    return Differences(found.missing, tuple(wrong), tuple(lacking))
 
 
 def _latest_agree(record: Record | None, run: "Recorded") -> bool:

@@ -1,16 +1,22 @@
-"""Opening an MLflow store to write to it, and finding one's way in it."""
+"""The MLflow store of a configuration: where it is, how to open it, and how to find something in it."""
 
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stagetree.config.schema import Config
 from stagetree.errors import InputError
+from stagetree.storage import checkpoints
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from pandas import DataFrame
+
+    from stagetree.tracking.store import Recorded
 
 MOST_METRICS, MOST_PARAMS = 1000, 100
 """That MLflow takes at once."""
@@ -23,8 +29,94 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 """Where MLflow's user interface looks for it."""
 
 
+@dataclass(frozen=True)
+class TrackingStore:
+    """An experiment in an MLflow store, and the output folder that it records. Making one connects to nothing."""
+
+    uri: str
+    """MLflow's tracking URI."""
+    experiment: str
+    """Its name."""
+    output_dir: Path
+    """Absolute; of checkpoints and locks."""
+    artifacts: str | None = None
+    """Path or URI for those of a new experiment; `None`: the output folder, or where a server puts them."""
+
+    @classmethod
+    def of(cls, config: Config) -> "TrackingStore":
+        """The store that a configuration names."""
+        return cls(config.store_uri, config.tracking.experiment, config.output_folder, config.tracking.artifacts)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether MLflow's server is between us and the database."""
+        return self.uri.startswith(("http:", "https:"))
+
+    @property
+    def is_sql(self) -> bool:
+        """Whether the store is a database that can be asked directly."""
+        return is_sql(self.uri)
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The file of a SQLite database; `None` for any other store."""
+        return sqlite_path(self.uri)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints that the runs are recorded from."""
+        return checkpoints.folder_of(self.output_dir)
+
+    def connect(self) -> "MlflowClient":
+        """Open the store to write to it, as `connect`."""
+        return connect(self.uri)
+
+    def experiment_id(self, client: "MlflowClient") -> str:
+        """Find the experiment, or make it."""
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return client.create_experiment(self.experiment, artifact_location=self._artifact_location(), tags=KIND)
+            except MlflowException:  # another sweep was quicker
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        return found.experiment_id
+
+    def _artifact_location(self) -> str | None:
+        # a server has a place of its own for artifacts, a database has none
+        location = self.artifacts or (None if self.is_server else str(self.output_dir / "artifacts"))
+        return location if location is None or "://" in location else Path(location).resolve().as_uri()
+
+    def read(self) -> "list[Recorded]":
+        """Read the experiment's runs as they are recorded: see `store.read`."""
+        from stagetree.tracking import store  # pandas and SQLAlchemy
+
+        return store.read(self.uri, self.experiment)
+
+    def load(self) -> "DataFrame":
+        """Read the experiment's runs as a table: see `store.load`."""
+        from stagetree.tracking import store
+
+        return store.load(self.uri, self.experiment)
+
+
+def is_sql(uri: str) -> bool:
+    """Whether a store is a database that can be asked directly."""
+    return uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite database; `None` for any other store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 def connect(uri: str) -> "MlflowClient":
-    """Connect. A new SQLite database is made aside, under a lock, since MLflow makes its schema without either.
+    """Open a store to write to it.
+
+    A new SQLite database is made aside, under a lock, since MLflow makes its schema without either.
 
     Raises:
         InputError: a database is there that cannot be used.
@@ -34,11 +126,11 @@ def connect(uri: str) -> "MlflowClient":
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
-    if not uri.startswith("sqlite:///"):
+    path = sqlite_path(uri)
+    if path is None:
         return MlflowClient(tracking_uri=uri)
     from filelock import FileLock
 
-    path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
@@ -74,33 +166,6 @@ def joined(tags: Mapping[str, str], name: str) -> str | None:
 def cut(text: str, most: int = LONGEST_TAG) -> str:
     """The beginning of a text that is only for people to read, if it is long."""
     return text if len(text) <= most else f"{text[: most - 4]} ..."
-
-
-def default_artifacts(uri: str, output_dir: Path) -> str | None:
-    """Where a new experiment's artifacts go: a server has a place for them, a database has none."""
-    return None if is_server(uri) else str(output_dir / "artifacts")
-
-
-def is_server(uri: str) -> bool:
-    """Whether MLflow's server is between us and the database."""
-    return uri.startswith(("http:", "https:"))
-
-
-def experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
-    """Find an experiment, or make it, with its artifacts at a path or URI; `None`: where a server puts them."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            if artifacts is not None and "://" not in artifacts:
-                artifacts = Path(artifacts).resolve().as_uri()
-            return client.create_experiment(name, artifact_location=artifacts, tags=KIND)
-        except MlflowException:  # another sweep was quicker
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return found.experiment_id
 
 
 def pages(search: Callable) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Follow a sweep's event logs while it trains, for MLflow and for the person who waits."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Listener(Protocol):
         """Show what is new."""
 
 
-class Tail:
+class EventFollower:
     """A thread that reads events as they come; use as a context manager around the training.
 
     Training goes on while tracking is down: what could not be written is written at the end, or by the next start of
@@ -50,50 +51,55 @@ class Tail:
 
     Args:
         events: folder of the logs.
-        progress: shows what happens.
-        new_tracker: connects to MLflow, to write so many runs at a time. Called in the thread, as importing MLflow
+        listener: told of every event.
+        open_tracker: connects to MLflow, to write so many runs at a time. Called in the thread, as importing MLflow
             takes seconds.
     """
 
-    def __init__(self, events: Path, progress: Listener, new_tracker: Callable[[int], "Tracker"]):
+    def __init__(self, events: Path, listener: Listener, open_tracker: Callable[[int], "Tracker"]):
         self._events = events
-        self._progress = progress
-        self._new_tracker = new_tracker
+        self._listener = listener
+        self._open_tracker = open_tracker
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="tail", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._tracker: Tracker | None = None
-        self._in_time = float("inf")
+        self._deadline = math.inf
         self.tracking_error: Exception | None = None
+        """Why MLflow lacks something, if it does when all is over."""
 
     def hurry(self) -> None:
         """End soon, whatever is not written yet."""
-        self._in_time = time.monotonic() + HURRY_S
+        self._deadline = time.monotonic() + HURRY_S
         self._stop.set()
 
-    def __enter__(self) -> "Tail":
-        self._progress.__enter__()
+    @property
+    def _hurries(self) -> bool:
+        return self._deadline < math.inf
+
+    def __enter__(self) -> "EventFollower":
+        self._listener.__enter__()
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self._stop.set()
-        self._thread.join(None if self._in_time == float("inf") else max(0.0, self._in_time - time.monotonic()) + 0.05)
-        self._progress.__exit__()
+        self._thread.join(max(0.0, self._deadline - time.monotonic()) + 0.05 if self._hurries else None)
+        self._listener.__exit__()
 
     def _follow(self) -> None:
-        reader = EventReader(self._events, on_damage=lambda error: self._progress.note(str(error)))
+        reader = EventReader(self._events, on_damage=lambda error: self._listener.note(str(error)))
         try:
-            self._tracker = self._new_tracker(AT_ONCE)
+            self._tracker = self._open_tracker(AT_ONCE)
         except Exception as error:
             self.tracking_error = error
         while True:
             ending = self._stop.is_set()  # asked before reading, so that the last events are seen
             for event in reader.read():
-                if self._in_time < float("inf"):
+                if self._hurries:
                     break
-                self._progress.on_event(event)
+                self._listener.on_event(event)
                 self._track(lambda tracker, event=event: tracker.on_event(event))
-            self._progress.refresh()
+            self._listener.refresh()
             self._track(lambda tracker: tracker.flush())
             if ending:
                 break
@@ -107,14 +113,14 @@ class Tail:
                 write(self._tracker)
             except Exception as error:
                 self.tracking_error = error
-                self._progress.note(
+                self._listener.note(
                     f"tracking failed: {in_a_line(error)}\n(training goes on; what is missing is written at the end)"
                 )
 
     def _finish(self) -> None:
         """Write the rest; after an outage, everything once more from the logs, which doubles nothing."""
-        if self._in_time < float("inf"):
-            self._track(lambda tracker: tracker.leave(self._in_time))
+        if self._hurries:
+            self._track(lambda tracker: tracker.stop(self._deadline))
             return
         self._drain()
         if self.tracking_error is not None:
@@ -130,7 +136,7 @@ class Tail:
             self._track(lambda tracker: tracker.flush())
             if self.tracking_error is not None:
                 break
-            self._progress.recording(self._tracker.backlog)
+            self._listener.recording(self._tracker.backlog)
             if not self._tracker.backlog:
                 break
             time.sleep(DRAIN_S)
@@ -138,7 +144,7 @@ class Tail:
     def _reconnect(self) -> None:
         if self._tracker is not None:
             self._tracker.abandon()
-        self._tracker = self._new_tracker(1)  # patiently
+        self._tracker = self._open_tracker(1)  # patiently
         for event in EventReader(self._events, on_damage=lambda _: None).read():
             self._tracker.on_event(event)
 

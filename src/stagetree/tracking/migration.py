@@ -6,13 +6,13 @@ A run is there as a whole or is written again by the same command.
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagetree.config.schema import Config
 from stagetree.errors import InputError
-from stagetree.tracking.connection import MOST_METRICS, MOST_PARAMS, connect, default_artifacts, experiment_id, pages
+from stagetree.tracking.connection import MOST_METRICS, MOST_PARAMS, TrackingStore, pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,20 +37,21 @@ def migrate(config: Config, target_uri: str | None, show: Callable[[Iterable, in
     Raises:
         InputError: there is nothing to copy, or nowhere to copy it to.
     """
-    uri, name = config.store_uri, config.tracking.experiment
-    if target_uri is None or target_uri == uri:
+    origin = TrackingStore.of(config)
+    if target_uri is None or target_uri == origin.uri:
         raise InputError(
-            f"migrate: got {target_uri}, expected the MLflow tracking URI of another store than {uri} "
+            f"migrate: got {target_uri}, expected the MLflow tracking URI of another store than {origin.uri} "
             "(stagetree migrate http://server:5000)"
         )
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if origin.sqlite_path is not None and not origin.sqlite_path.exists():
         raise InputError(f"output_dir: no runs are recorded in {config.output_dir} (nothing to copy)")
-    source, target = connect(uri), connect(target_uri)
-    found = source.get_experiment_by_name(name)
+    destination = replace(origin, uri=target_uri)
+    source, target = origin.connect(), destination.connect()
+    found = source.get_experiment_by_name(origin.experiment)
     if found is None:
-        raise InputError(f"tracking.experiment: {name!r} has no runs in {uri} (nothing to copy)")
-    artifacts = config.tracking.artifacts or default_artifacts(target_uri, Path(config.output_dir))
-    copy = _Copy(source, target, experiment_id(target, name, artifacts))
+        raise InputError(f"tracking.experiment: {origin.experiment!r} has no runs in {origin.uri} (nothing to copy)")
+    copy = _Copy(source, target, destination.experiment_id(target))
+    copy.find_copied()
     # parents first, since the others name them
     runs = sorted(
         pages(partial(source.search_runs, [found.experiment_id], order_by=["attributes.start_time ASC"])),
@@ -71,15 +72,19 @@ class _Copy:
         self._source, self._target, self.experiment = source, target, experiment
         self.there: dict[str, str] = {}
         """Ids of runs that are whole in the other store, by those that they had."""
-        for run in list(pages(partial(target.search_runs, [experiment]))):
+
+    def find_copied(self) -> None:
+        """Find what was copied before, and delete what was copied in part."""
+        for run in list(pages(partial(self._target.search_runs, [self.experiment]))):
             if (origin := run.data.tags.get(ORIGIN)) is None:
                 continue
-            if run.info.status == "RUNNING":  # its copying was broken off
-                target.delete_run(run.info.run_id)
+            if run.info.status == "RUNNING":
+                self._target.delete_run(run.info.run_id)
             else:
                 self.there[origin] = run.info.run_id
 
     def add(self, run: "Run") -> None:
+        """Copy one run."""
         from mlflow.entities import Metric, Param
 
         info, tags = run.info, {key: value for key, value in run.data.tags.items() if key != "mlflow.runName"}
@@ -90,10 +95,8 @@ class _Copy:
         params = [Param(key, value) for key, value in run.data.params.items()]
         for some in _slices(params, MOST_PARAMS):
             self._target.log_batch(made, params=some)
-        metrics = [
-            Metric(one.key, one.value, one.timestamp, one.step)
-            for key in run.data.metrics for one in self._source.get_metric_history(info.run_id, key)
-        ]  # fmt: skip
+        curves = (self._source.get_metric_history(info.run_id, key) for key in run.data.metrics)
+        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for curve in curves for point in curve]
         for some in _slices(metrics, MOST_METRICS):
             self._target.log_batch(made, metrics=some)
         if run.inputs and run.inputs.dataset_inputs:

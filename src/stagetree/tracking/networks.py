@@ -45,7 +45,6 @@ def _recorded(output_dir: Path, uri: str, run_id: str) -> Network:
     if checkpoints.weights_digest(weights) != run.tags["stagetree.weights_sha256"]:
         raise ValueError("its weights are damaged")
     dataset, model = config["dataset"], config["model"]
-    return Network(
-        cache.find(run.params["dataset_digest"], output_dir), tuple(dataset["mean"]), tuple(dataset["std"]),
-        tuple(model["hidden_sizes"]), model["activation"], model["dropout"], weights,
-    )  # fmt: skip
+    data = cache.find(run.params["dataset_digest"], output_dir)
+    pixels = tuple(dataset["mean"]), tuple(dataset["std"])
+    return Network(data, *pixels, tuple(model["hidden_sizes"]), model["activation"], model["dropout"], weights)

@@ -1,7 +1,7 @@
 """One run in MLflow, from its beginning to its end.
 
-Metrics go out live, in batches. The truth is elsewhere: whatever could not be written, or was written before a crash,
-is made good from the checkpoints by `RunWriter.finish` when a run is done or found done.
+Metrics go out live, in batches. Whatever could not be written, or was written before a crash, is made good from the
+checkpoints by `RunWriter.finish` when a run is done or found done.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from stagetree.planning.descriptions import RunEntry
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import Record
 from stagetree.tracking.audit import Epochs, compare, expected, metrics_of
-from stagetree.tracking.connection import LONGEST_TAG, MOST_METRICS, MOST_PARAMS, cut, in_pieces
+from stagetree.tracking.connection import LONGEST_TAG, MOST_METRICS, MOST_PARAMS, TrackingStore, cut, in_pieces
 from stagetree.tracking.curves import draw
 from stagetree.tree.notation import WRITTEN_OUT
 from stagetree.tree.runs import canonical_json
@@ -38,15 +38,12 @@ if TYPE_CHECKING:
 class Destination:
     """Where the runs of a sweep are written."""
 
+    store: TrackingStore
     client: "MlflowClient"
-    experiment: str
-    """Its id."""
-    tags: Mapping[str, str]
+    experiment_id: str
+    tags: dict[str, str]
     """Of each run."""
-    checkpoints: Path
-    begun: dict[str, str]
-    """MLflow's id for each uid that this launch has begun."""
-    since: float
+    since: float = 0.0
     """States written before do not count; a file's time in seconds."""
 
 
@@ -58,10 +55,10 @@ class RunWriter:
         self.run_id: str | None = None
         self.ended = False
         """Whether MLflow knows how it ended."""
-        self.is_right = False
+        self.is_complete = False
         """Whether MLflow is known to say of it what its checkpoint says."""
-        self.older: list[str] = []
-        """Runs in MLflow that this one supersedes once it is finished."""
+        self.supersedes: list[str] = []
+        """Ids of runs in MLflow that this one replaces once it is finished."""
         self._to, self._client = destination, destination.client
         self._waiting: deque[tuple[int, Mapping[str, float]]] = deque()  # filled by one thread, emptied by another
         self._recorded: dict[str, list[tuple[int, float]]] = {}
@@ -79,7 +76,7 @@ class RunWriter:
         self._waiting.append((epoch, metrics_of(line)))
 
     @property
-    def waits(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether there is something to flush."""
         return bool(self._waiting)
 
@@ -97,29 +94,29 @@ class RunWriter:
         recorded anew, and what was there is superseded.
         """
         with self._lock:
-            if self.is_right:
+            if self.is_complete:
                 return
-            record = checkpoints.find(self._to.checkpoints, self.entry.uid, since=self._to.since)
-            if record is None or record.test is None or checkpoints.damage(self._to.checkpoints, record):
+            record = checkpoints.find(self._to.store.checkpoints, self.entry.uid, since=self._to.since)
+            if record is None or record.test is None or checkpoints.damage(self._to.store.checkpoints, record):
                 return  # what is damaged is no result: the same command trains it again
             self._waiting.clear()
             wanted = expected(record)
             found = compare(wanted, self._recorded)
             if found.wrong:
-                self._leave()
+                self._start_anew()
                 found = compare(wanted, {})
             tags = {"stagetree.weights_sha256": record.weights_sha256}
-            if self.older:
-                tags["stagetree.supersedes"] = " ".join(self.older)
+            if self.supersedes:
+                tags["stagetree.supersedes"] = " ".join(self.supersedes)
             self._write(found.missing, tags=tags)
-            with _artifacts(self.entry, record, self._to.checkpoints) as folder:
+            with _artifacts(self.entry, record, self._to.store.checkpoints) as folder:
                 self._client.log_artifacts(self.run_id, folder)
             if not self.ended:
                 self._end("FINISHED")
-            self.is_right = True
+            self.is_complete = True
             self._recorded.clear()
-            while self.older:
-                self._client.set_tag(self.older.pop(), "stagetree.superseded", "true")
+            while self.supersedes:
+                self._client.set_tag(self.supersedes.pop(), "stagetree.superseded", "true")
 
     def fail(self, reason: str, trace: str) -> None:
         """End a run as failed and say why."""
@@ -149,21 +146,21 @@ class RunWriter:
             status: MLflow's; one that is not FINISHED is RUNNING once something is written.
             anew: whether it says something that MLflow cannot take back, so that another run must supersede it.
         """
-        self.run_id, self.ended, self.is_right = run_id, status == "FINISHED", False
+        self.run_id, self.ended, self.is_complete = run_id, status == "FINISHED", False
         self._is_running = status == "RUNNING"
         self._recorded = {name: list(points) for name, points in recorded.items()}
         self._epochs = {step for points in recorded.values() for step, _ in points}
         if anew:
-            self._leave()
+            self._start_anew()
 
     # ------------------------------------------------------------ with the lock held
 
     def _take_waiting(self) -> dict[int, Mapping[str, float]]:
         return dict(self._waiting.popleft() for _ in range(len(self._waiting)))
 
-    def _leave(self) -> None:
-        """Give up what is recorded, which another run supersedes."""
-        self.older.append(self.run_id)
+    def _start_anew(self) -> None:
+        """Give up the MLflow run, which the next one supersedes."""
+        self.supersedes.append(self.run_id)
         self.run_id, self._recorded = None, {}
         self.ended = self._begun = self._is_running = False
         self._epochs.clear()
@@ -192,8 +189,7 @@ class RunWriter:
         if len(entry.stages) > WRITTEN_OUT:  # the params hold it in brief
             pairs = [[stage.epochs, stage.lr] for stage in entry.stages]
             tags |= in_pieces("stagetree.stages", canonical_json(pairs))
-        self.run_id = self._client.create_run(self._to.experiment, run_name=entry.name, tags=tags).info.run_id
-        self._to.begun[entry.uid] = self.run_id
+        self.run_id = self._client.create_run(self._to.experiment_id, run_name=entry.name, tags=tags).info.run_id
 
     def _describe(self) -> None:
         """Write params and the digests of trunk and data; writing them again changes nothing."""
@@ -206,15 +202,10 @@ class RunWriter:
         tags = [RunTag("stagetree.trunk", entry.trunk), *(RunTag(*piece) for piece in trunk.items())]
         for first in range(0, len(params), MOST_PARAMS):
             self._client.log_batch(self.run_id, params=params[first : first + MOST_PARAMS], tags=tags)
-        inputs = [
-            DatasetInput(
-                Dataset(
-                    entry.dataset["name"], entry.dataset["digest"][:32], "stagetree",
-                    json.dumps({"digest": entry.dataset["digest"]}), profile=json.dumps(dict(entry.dataset)),
-                ),
-                [InputTag("mlflow.data.context", "training")],
-            )
-        ]  # fmt: skip
+        digest, profile = entry.dataset["digest"], json.dumps(dict(entry.dataset))
+        source = json.dumps({"digest": digest})
+        dataset = Dataset(entry.dataset["name"], digest[:32], "stagetree", source, profile=profile)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         try:
             self._client.log_inputs(self.run_id, inputs)
         except MlflowException:  # two were the first to tell of this data set, and MLflow made an entry for one of them
@@ -230,7 +221,7 @@ class RunWriter:
     def _reached(self) -> dict[int, Mapping[str, float]]:
         """The epochs of the last state on its way that exists."""
         for uid in reversed(self.entry.path):
-            record = checkpoints.find(self._to.checkpoints, uid, since=self._to.since)
+            record = checkpoints.find(self._to.store.checkpoints, uid, since=self._to.since)
             if record is not None:
                 return {line["epoch"]: metrics_of(line) for line in record.history}
         return {}
@@ -241,11 +232,8 @@ class RunWriter:
 
         self._begin()
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(name, value, now, epoch)
-            for epoch, values in sorted(epochs.items())
-            for name, value in values.items()
-        ]
+        points = [(name, value, epoch) for epoch in sorted(epochs) for name, value in epochs[epoch].items()]
+        metrics = [Metric(name, value, now, epoch) for name, value, epoch in points]
         run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
         for first in range(0, max(len(metrics), 1), MOST_METRICS):
             some = metrics[first : first + MOST_METRICS]

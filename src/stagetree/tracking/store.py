@@ -22,7 +22,7 @@ from stagetree.config.metrics import METRICS, RECORDED, metric_name
 from stagetree.config.params import COLUMNS, param
 from stagetree.errors import InputError, choices
 from stagetree.redact import redact
-from stagetree.tracking.connection import joined, pages
+from stagetree.tracking.connection import is_sql, joined, pages
 from stagetree.tree.notation import brief
 from stagetree.tree.runs import Stage, Stages, canonical_json
 
@@ -171,11 +171,6 @@ def load_metrics(
     except SQLAlchemyError as error:
         raise _unreadable(uri, getattr(error, "orig", None) or error) from error
     return found
-
-
-def is_sql(uri: str) -> bool:
-    """Whether a store is a database that can be asked directly."""
-    return uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def _sql_table(name: str, *columns: str) -> sql.TableClause:

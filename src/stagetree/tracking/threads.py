@@ -21,25 +21,24 @@ class Threads:
     def __init__(self, count: int):
         self._calls: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._count = count
-        for _ in range(count):
-            threading.Thread(target=self._work, daemon=True).start()
+        self._started = 0
 
     def submit(self, call: Callable[[], Any]) -> Future:
-        """Have a call made soon."""
+        """Have a call made soon. All calls of this come from one thread."""
+        if self._started < self._count:
+            self._started += 1
+            threading.Thread(target=self._work, daemon=True).start()
         future: Future = Future()
         self._calls.put((future, call))
         return future
 
-    def cancel(self) -> None:
-        """Drop the calls that were not begun."""
+    def stop(self) -> None:
+        """Drop the calls that were not begun, and end the threads after those that were."""
         with contextlib.suppress(queue.Empty):
             while waiting := self._calls.get_nowait():
                 waiting[0].cancel()
                 waiting[0].set_running_or_notify_cancel()  # without, `wait` would wait for it
-
-    def close(self) -> None:
-        """End the threads, once all calls were made."""
-        for _ in range(self._count):
+        for _ in range(self._started):
             self._calls.put(None)
 
     def _work(self) -> None:

@@ -1,37 +1,22 @@
-"""Events -> MLflow, live: the runs of one sweep and their parent run. Only the launching process writes there.
-
-Each run and sweep has one writer at a time, who holds a claim on it: what is RUNNING in MLflow and claimed by nobody
-was left by a dead process.
-"""
+"""Events -> MLflow, live: the runs of one sweep and their parent run. Only the launching process writes there."""
 
 import math
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagetree.errors import InputError
 from stagetree.planning.descriptions import RunEntry
 from stagetree.storage import checkpoints
 from stagetree.storage.events import EpochEnded, Event, Failed, StateReached
-from stagetree.storage.locks import store_claims
-from stagetree.tracking.audit import Differences, examine
-from stagetree.tracking.connection import (
-    connect,
-    cut,
-    default_artifacts,
-    experiment_id,
-    find_sweep,
-    in_pieces,
-    is_server,
-    pages,
-)
+from stagetree.tracking.audit import Differences, Params, examine
+from stagetree.tracking.connection import TrackingStore, cut, find_sweep, in_pieces
+from stagetree.tracking.ownership import Ownership
 from stagetree.tracking.run_writer import Destination, RunWriter
 from stagetree.tracking.threads import Threads
 
@@ -45,60 +30,90 @@ SHARE_OF_TIME = 0.03
 """Most of its time that a thread may spend on live metrics: they wait longer where the store is slow."""
 
 
+@dataclass(frozen=True)
+class SweepRecord:
+    """What is recorded of a launch of a sweep."""
+
+    sweep_id: str
+    """Names the parent run; a relaunched sweep goes on with the same."""
+    launch: str
+    """Name of the launch's folder, to find its logs; no two launches have the same."""
+    command: str
+    """As typed."""
+    runs: Sequence[RunEntry] = ()
+
+
+@dataclass(eq=False)
 class Tracker:
-    """Writes one sweep's runs to MLflow.
+    """Writes one sweep's runs to MLflow; `open` makes one.
 
     What is written waits for nobody: `backlog` counts what is on its way, and an error is raised by a later call.
-
-    Args:
-        uri: a tracking URI.
-        experiment: name; made if it does not exist.
-        output_dir: of checkpoints and claims.
-        sweep_id: names the parent run; a relaunched sweep goes on with the same.
-        launch: name of the launch's folder, to find its logs.
-        command: as typed.
-        runs: of the sweep.
-        begun: MLflow's id for each uid that this launch has begun; a tracker after an outage gets the same.
-        since: states written before do not count: their runs are recorded anew, and supersede the older ones once they
-            are finished. A file's time in seconds.
-        artifacts: where those of a new experiment go; `None`: into `output_dir`, or where a server puts them.
-        at_once: runs written at a time to a server. A database is quicker with one: there, what takes the time is our
-            own work.
-        thorough: look at params and the content of artifacts too, of what is finished.
     """
 
-    def __init__(
-        self, *, uri: str, experiment: str, output_dir: Path, sweep_id: str, launch: str, command: str,
-        runs: Sequence[RunEntry], begun: dict[str, str], since: float = 0.0, artifacts: str | None = None,
-        at_once: int = 1, thorough: bool = False,
-    ):  # fmt: skip
-        self._uri, self._experiment_name, self._sweep_id = uri, experiment, sweep_id
-        self._client = connect(uri)
-        self._experiment = experiment_id(self._client, experiment, artifacts or default_artifacts(uri, output_dir))
-        self._params = {run.uid: run.params for run in runs} if thorough else None
-        self._writer = f"{socket.gethostname()} {output_dir.resolve()}"
-        self._tags = _environment_tags() | {
-            "stagetree.writer": self._writer, "stagetree.launch": launch, "stagetree.sweep": sweep_id,
-        }  # fmt: skip
-        # Claimed before the store is read: what is seen of these runs then is all there is.
-        self._claims = store_claims(output_dir)
-        self._theirs = {run.uid for run in runs if not self._claims.take(self._claim("run", run.uid))}
-        running = self._end_what_died()
-        self._parent = self._find_parent(command, len(runs))
-        tags = self._tags | {"mlflow.parentRunId": self._parent}
-        states = checkpoints.folder_of(output_dir)
-        self._to = Destination(self._client, self._experiment, tags, states, begun, since)
-        self._runs = {run.uid: RunWriter(run, self._to) for run in runs}
-        self._below: dict[str, list[RunWriter]] = {}
-        for writer in self._runs.values():
+    sweep: SweepRecord
+    destination: Destination
+    parent: str
+    """MLflow's id of the sweep's parent run."""
+    ownership: Ownership
+    """This process writes all runs but `others`."""
+    others: set[str]
+    """Uids of runs that other processes write."""
+    threads: Threads
+    params: Params | None = None
+    """If given, these and the content of artifacts are looked at too, of what is finished."""
+
+    def __post_init__(self) -> None:
+        self._writers = {run.uid: RunWriter(run, self.destination) for run in self.sweep.runs}
+        self._writers_by_node: dict[str, list[RunWriter]] = {}
+        for writer in self._writers.values():
             for uid in writer.entry.path:
-                self._below.setdefault(uid, []).append(writer)
+                self._writers_by_node.setdefault(uid, []).append(writer)
         self._verified: set[str] = set()
-        self._threads = Threads(at_once if is_server(uri) else 1)
         self._calls: list[Future] = []
         self._live: list[Future[float]] = []
         self._live_began = 0.0
-        self._take_over(self._runs.keys() - self._theirs, running)
+
+    @classmethod
+    def open(
+        cls, store: TrackingStore, sweep: SweepRecord, *, since: float = 0.0, at_once: int = 1, thorough: bool = False
+    ) -> "Tracker":
+        """Connect, end what dead processes left RUNNING, and go on with what the experiment holds of the sweep.
+
+        Args:
+            store: to write to.
+            sweep: to record.
+            since: states written before do not count: their runs are recorded anew, and supersede the older ones once
+                they are finished. A file's time in seconds.
+            at_once: runs written at a time to a server. A database is quicker with one: there, what takes the time is
+                our own work.
+            thorough: look at params and the content of artifacts too, of what is finished.
+
+        Raises:
+            InputError: the store's database cannot be used.
+        """
+        client = store.connect()
+        experiment_id, ownership = store.experiment_id(client), Ownership(store)
+        own = {
+            "stagetree.writer": ownership.writer,
+            "stagetree.launch": sweep.launch,
+            "stagetree.sweep": sweep.sweep_id,
+        }
+        destination = Destination(store, client, experiment_id, _environment_tags() | own, since)
+        # Locked before the store is read: what is seen of these runs then is all there is.
+        others = {run.uid for run in sweep.runs if not ownership.take("run", run.uid)}
+        running = ownership.end_dead(client, experiment_id)
+        parent = _open_parent(sweep, destination, ownership)
+        tracker = cls(
+            sweep,
+            replace(destination, tags=destination.tags | {"mlflow.parentRunId": parent}),
+            parent,
+            ownership,
+            others,
+            Threads(at_once if store.is_server else 1),
+            {run.uid: run.params for run in sweep.runs} if thorough else None,
+        )
+        tracker._resume({run.uid for run in sweep.runs} - others, running)
+        return tracker
 
     @property
     def backlog(self) -> int:
@@ -109,20 +124,21 @@ class Tracker:
         """Take one event of the sweep's logs; what it leads to is written later."""
         match event:
             case EpochEnded(uid, line):
-                for run in self._open(uid):
+                for run in self._unended(uid):
                     run.add(event.epoch, line)
             case StateReached(uid):
                 self._verified.discard(uid)  # its state was damaged, or was reached once more
-                if uid in self._runs and uid not in self._theirs:
-                    self._finish_soon(self._runs[uid])
+                if uid in self._writers and uid not in self.others:
+                    self._finish_soon(self._writers[uid])
             case Failed(uid, reason, traceback, alone):
-                for run in self._open(uid):
+                for run in self._unended(uid):
                     if not alone or run.entry.uid == uid:
-                        self._soon(lambda run=run: self._ending(run, lambda: run.fail(reason, traceback)))
+                        self._soon(lambda run=run: self._end(run, lambda: run.fail(reason, traceback)))
 
-    def _open(self, node_uid: str) -> list[RunWriter]:
-        below = self._below.get(node_uid, [])
-        return [run for run in below if not run.ended and run.entry.uid not in self._theirs]
+    def _unended(self, node_uid: str) -> list[RunWriter]:
+        """Runs through a node that this process has still to end."""
+        runs = self._writers_by_node.get(node_uid, [])
+        return [run for run in runs if not run.ended and run.entry.uid not in self.others]
 
     def flush(self) -> None:
         """Write live metrics that wait, if it is time to.
@@ -138,7 +154,7 @@ class Tracker:
 
     def _write_live(self) -> None:
         self._live_began = time.monotonic()
-        self._live = [self._soon(lambda run=run: _timed(run.flush)) for run in self._runs.values() if run.waits]
+        self._live = [self._soon(lambda run=run: _timed(run.flush)) for run in self._writers.values() if run.is_waiting]
 
     def settle(self) -> None:
         """Write all that waits, and wait for it.
@@ -152,8 +168,8 @@ class Tracker:
 
     def catch_up(self) -> None:
         """Begin to write all that is missing, as checkpoints say."""
-        for run in self._runs.values():
-            if run.entry.uid not in self._theirs:
+        for uid, run in self._writers.items():
+            if uid not in self.others:
                 self._finish_soon(run)
 
     def close(self) -> None:
@@ -166,168 +182,116 @@ class Tracker:
         self.settle()
         self._wait_for_others()
         self._verify()
-        complete = all(run.ended for run in self._runs.values())
-        self.leave(math.inf, "FINISHED" if complete else "FAILED")
+        complete = all(run.ended for run in self._writers.values())
+        self.stop(math.inf, "FINISHED" if complete else "FAILED")
 
-    def leave(self, until: float, status: str = "KILLED") -> None:
+    def stop(self, deadline: float, status: str = "KILLED") -> None:
         """End what is left in MLflow as far as time allows; the next start ends the rest.
 
         Args:
-            until: on the clock of `time.monotonic`.
+            deadline: on the clock of `time.monotonic`.
             status: of the parent run.
         """
-        self._threads.cancel()
-        self._threads.close()
-        if self._claims.take(self._claim("sweep", self._sweep_id)):
-            self._client.set_terminated(self._parent, status)
-            self._claims.release(self._claim("sweep", self._sweep_id))
-        for uid, run in self._runs.items():
-            if time.monotonic() > until:
+        self.threads.stop()
+        if self.ownership.take("sweep", self.sweep.sweep_id):
+            self.destination.client.set_terminated(self.parent, status)
+            self.ownership.release("sweep", self.sweep.sweep_id)
+        for uid, run in self._writers.items():
+            if time.monotonic() > deadline:
                 return
-            run.kill(until - time.monotonic())
-            if uid not in self._theirs:
-                self._claims.release(self._claim("run", uid))
+            run.kill(deadline - time.monotonic())
+            if uid not in self.others:
+                self.ownership.release("run", uid)
 
     def abandon(self) -> None:
         """Write nothing more, once what is under way has come to its end."""
-        self._threads.cancel()
-        self._threads.close()
+        self.threads.stop()
         wait(self._calls)
 
     # ------------------------------------------------------------ in threads
 
     def _soon(self, write: Callable[[], Any]) -> Future:
-        self._calls.append(self._threads.submit(write))
+        self._calls.append(self.threads.submit(write))
         return self._calls[-1]
 
     def _finish_soon(self, run: RunWriter) -> None:
-        if not run.is_right:
-            self._soon(lambda: self._ending(run, run.finish))
+        if not run.is_complete:
+            self._soon(lambda: self._end(run, run.finish))
 
-    def _ending(self, run: RunWriter, end: Callable[[], None]) -> None:
-        end()
+    def _end(self, run: RunWriter, write: Callable[[], None]) -> None:
+        """Write how a run ended, and let other processes write it from then on."""
+        write()
         if run.ended:
-            self._claims.release(self._claim("run", run.entry.uid))
+            self.ownership.release("run", run.entry.uid)
 
     def _raise_errors(self) -> None:
-        calls, self._calls = self._calls, []
-        over = []
-        for call in calls:
-            (over if call.done() else self._calls).append(call)
-        for call in over:
+        done = dict.fromkeys(call for call in self._calls if call.done())
+        self._calls = [call for call in self._calls if call not in done]
+        for call in done:
             call.result()
 
     def _wait_for_others(self) -> None:
         """Let other sweeps record what they share with this one; what they cannot is recorded here."""
         deadline = time.monotonic() + OTHERS_S
-        while self._theirs and time.monotonic() < deadline:
-            free = {uid for uid in self._theirs if self._claims.take(self._claim("run", uid))}
+        while self.others and time.monotonic() < deadline:
+            free = {uid for uid in self.others if self.ownership.take("run", uid)}
             if free:
-                self._theirs -= free
-                self._take_over(free, self._end_what_died())
+                self.others -= free
+                self._resume(free, self.ownership.end_dead(self.destination.client, self.destination.experiment_id))
                 for uid in free:
-                    self._ending(self._runs[uid], self._runs[uid].finish)
+                    self._end(self._writers[uid], self._writers[uid].finish)
             else:
                 time.sleep(0.2)
 
-    # ------------------------------------------------------------ MLflow
+    # ------------------------------------------------------------ what MLflow holds
 
-    def _claim(self, kind: str, name: str) -> str:
-        return f"{kind} {name} in {self._experiment_name} at {self._uri}"
-
-    def _end_what_died(self) -> dict[str, Mapping[str, str]]:
-        """End all that is RUNNING in the experiment and whose writer is dead; return the rest: tags by run id."""
-        found = pages(partial(self._client.search_runs, [self._experiment], "attributes.status = 'RUNNING'"))
-        running = {run.info.run_id: run.data.tags for run in found}
-        return {run_id: tags for run_id, tags in running.items() if not self._end_if_dead(run_id, tags)}
-
-    def _end_if_dead(self, run_id: str, tags: Mapping[str, str]) -> bool:
-        host, _, folder = tags.get("stagetree.writer", "").partition(" ")
-        if host != socket.gethostname():
-            return False  # not ours, or on a machine that cannot be asked
-        if not Path(folder).is_dir():
-            self._client.set_terminated(run_id, "KILLED")
-            return True
-        kind = tags["stagetree.kind"]
-        claims, claim = store_claims(Path(folder)), self._claim(kind, _name(tags))
-        if claims.holds(claim) or not claims.take(claim):
-            return False
-        # A writer ends its run before it gives the claim back: what is RUNNING now has none.
-        if self._client.get_run(run_id).info.status == "RUNNING":
-            self._client.set_terminated(run_id, "KILLED")
-        claims.release(claim)
-        return True
-
-    def _find_parent(self, command: str, n_runs: int) -> str:
-        deadline = time.monotonic() + OTHERS_S
-        while True:
-            mine = self._claims.take(self._claim("sweep", self._sweep_id))
-            found = find_sweep(self._client, self._experiment, self._sweep_id)
-            if found or mine or time.monotonic() > deadline:
-                break
-            time.sleep(0.2)  # the same command runs twice, and the other process is about to make it
-        if found:
-            if mine:
-                self._client.update_run(found, status="RUNNING")
-            return found
-        tags = self._tags | {
-            "stagetree.kind": "sweep",
-            **in_pieces("stagetree.command", command),
-            "mlflow.note.content": f"`{cut(command)}`",
-        }
-        name = f"sweep of {n_runs} runs {self._sweep_id}" if n_runs > 1 else f"train {self._sweep_id}"
-        return self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
-
-    def _take_over(self, uids: Iterable[str], running: Mapping[str, Mapping[str, str]]) -> None:
+    def _resume(self, uids: Collection[str], running: Mapping[str, Mapping[str, str]]) -> None:
         """Go on with what the experiment holds of these runs: one MLflow run for each configuration.
 
         Args:
-            uids: of runs whose claim is held.
+            uids: of runs that this process owns.
             running: tags of runs in MLflow that are RUNNING; another machine's are left to it.
         """
         from stagetree.tracking.store import load_metrics  # pandas
 
-        chosen, found = set(uids), self._read()
         finished: dict[str, Recorded] = {}
-        begun: dict[str, Recorded] = {}
-        for run in sorted(found, key=lambda run: (run.status != "FINISHED", run.run_id)):
+        unfinished: dict[str, Recorded] = {}
+        for run in sorted(self._read(), key=lambda run: (run.status != "FINISHED", run.run_id)):
             uid = run.tags["stagetree.uid"]
-            if uid not in chosen:
+            if uid not in uids:
                 continue
-            earlier = self._to.since and run.run_id not in self._to.begun.values()
-            if earlier and run.status == "FINISHED":
-                self._runs[uid].older.append(run.run_id)
-            elif uid in finished or (earlier and run.status in ("FAILED", "KILLED")):
-                self._client.set_tag(run.run_id, "stagetree.superseded", "true")
+            is_older = self.destination.since and run.tags.get("stagetree.launch") != self.sweep.launch
+            writer = running.get(run.run_id, {}).get("stagetree.writer", self.ownership.writer)
+            if is_older and run.status == "FINISHED":
+                self._writers[uid].supersedes.append(run.run_id)
+            elif uid in finished or (is_older and run.status in ("FAILED", "KILLED")):
+                self.destination.client.set_tag(run.run_id, "stagetree.superseded", "true")
             elif run.status == "FINISHED":
                 finished[uid] = run
-            elif running.get(run.run_id, {}).get("stagetree.writer", self._writer) == self._writer:
-                begun[uid] = run
-        metrics = load_metrics(self._uri, [run.run_id for run in begun.values()])
-        for uid, run in begun.items():
-            self._runs[uid].resume(run.run_id, metrics[run.run_id], run.status)
-        for run, own, differences in self._examine(list(finished.values())):
-            writer = self._runs[run.tags["stagetree.uid"]]
-            if differences or not self._is_trained(writer):
-                writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
+            elif writer == self.ownership.writer:
+                unfinished[uid] = run
+        metrics = load_metrics(self.destination.store.uri, [run.run_id for run in unfinished.values()])
+        for uid, run in unfinished.items():
+            self._writers[uid].resume(run.run_id, metrics[run.run_id], run.status)
+        for run, recorded, differences in self._examine(list(finished.values())):
+            uid = run.tags["stagetree.uid"]
+            if differences or not self._is_trained(uid):
+                self._writers[uid].resume(run.run_id, recorded, run.status, anew=bool(differences.wrong))
             else:
-                writer.ended = writer.is_right = True
-                self._verified.add(writer.entry.uid)
-                self._claims.release(self._claim("run", writer.entry.uid))
+                self._writers[uid].ended = self._writers[uid].is_complete = True
+                self._verified.add(uid)
+                self.ownership.release("run", uid)
 
     def _examine(self, runs: Sequence["Recorded"]) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
-        return examine(self._uri, runs, self._to.checkpoints, self._params)
+        return examine(self.destination.store, runs, self.params)
 
-    def _is_trained(self, run: RunWriter) -> bool:
-        record = checkpoints.find(self._to.checkpoints, run.entry.uid)
+    def _is_trained(self, uid: str) -> bool:
+        record = checkpoints.find(self.destination.store.checkpoints, uid)
         return record is not None and record.test is not None
 
     def _read(self) -> list["Recorded"]:
         """What the experiment holds of this sweep's runs, but for what was superseded."""
-        from stagetree.tracking.store import read
-
-        found = read(self._uri, self._experiment_name)
-        return [run for run in found if run.tags.get("stagetree.uid") in self._runs]
+        return [run for run in self.destination.store.read() if run.tags.get("stagetree.uid") in self._writers]
 
     def _verify(self) -> None:
         """Look at what was recorded, and put right what is not.
@@ -337,27 +301,46 @@ class Tracker:
         """
         for attempt in range(2):
             finished = [run for run in self._read() if run.status == "FINISHED"]
-            mine = [run for run in finished if run.tags["stagetree.uid"] not in self._verified]
-            wrong = [found for found in self._examine(mine) if found[2]]
-            for run, own, differences in wrong:
-                writer = self._runs[run.tags["stagetree.uid"]]
+            unverified = [run for run in finished if run.tags["stagetree.uid"] not in self._verified]
+            wrong = [found for found in self._examine(unverified) if found[2]]
+            for run, recorded, differences in wrong:
+                writer = self._writers[run.tags["stagetree.uid"]]
                 if attempt:
                     raise InputError(f"run {writer.entry.name}: {differences} (stagetree verify says more)")
-                if self._claims.take(self._claim("run", writer.entry.uid)):
-                    writer.resume(run.run_id, own, run.status, anew=bool(differences.wrong))
-                    self._ending(writer, writer.finish)
+                if self.ownership.take("run", writer.entry.uid):
+                    writer.resume(run.run_id, recorded, run.status, anew=bool(differences.wrong))
+                    self._end(writer, writer.finish)
             if not wrong:
                 return
+
+
+def _open_parent(sweep: SweepRecord, to: Destination, ownership: Ownership) -> str:
+    """Find or make the sweep's parent run, which is RUNNING then; return its id."""
+    deadline = time.monotonic() + OTHERS_S
+    while True:
+        is_own = ownership.take("sweep", sweep.sweep_id)
+        found = find_sweep(to.client, to.experiment_id, sweep.sweep_id)
+        if found or is_own or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)  # the same command runs twice, and the other process is about to make it
+    if found:
+        if is_own:
+            to.client.update_run(found, status="RUNNING")
+        return found
+    tags = to.tags | {
+        "stagetree.kind": "sweep",
+        **in_pieces("stagetree.command", sweep.command),
+        "mlflow.note.content": f"`{cut(sweep.command)}`",
+    }
+    n_runs = len(sweep.runs)
+    name = f"sweep of {n_runs} runs {sweep.sweep_id}" if n_runs > 1 else f"train {sweep.sweep_id}"
+    return to.client.create_run(to.experiment_id, run_name=name, tags=tags).info.run_id
 
 
 def _timed(call: Callable[[], None]) -> float:
     started = time.monotonic()
     call()
     return time.monotonic() - started
-
-
-def _name(tags: Mapping[str, str]) -> str:
-    return tags["stagetree.uid" if tags["stagetree.kind"] == "run" else "stagetree.sweep"]
 
 
 def _environment_tags() -> dict[str, str]:

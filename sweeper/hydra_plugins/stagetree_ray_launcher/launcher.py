@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 class RayLauncher(Launcher):
     """A task for each job.
 
-    A sweep of stagetree's is not launched by this, since its units wait for others: see `stagetree.execution.clusters`.
+    A sweep of stagetree is not launched by this, since its units wait for others: see `stagetree.execution.ray_tasks`.
 
     Args:
         ray: `init`, the arguments of `ray.init`, and `remote`, the options of `ray.remote`.
@@ -33,7 +33,7 @@ class RayLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from stagetree.execution.clusters import launch_jobs
+        from stagetree.execution.ray_tasks import launch_jobs
 
         return launch_jobs(self, job_overrides, initial_job_idx)
 

@@ -1,0 +1,69 @@
+"""Which engine runs a sweep's units, and how many of them run side by side."""
+
+import math
+import os
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from stagetree.config.composition import Job
+from stagetree.config.schema import Config
+from stagetree.errors import InputError
+from stagetree.execution.engine import Engine
+from stagetree.execution.hydra_launchers import HydraLauncher
+from stagetree.execution.ray_tasks import Ray
+from stagetree.execution.submitit_jobs import Submitit
+from stagetree.training.devices import count_devices, resolve_device
+
+
+def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine:
+    """Find out what runs the units.
+
+    Ray and SLURM know of tasks that wait for others, Hydra's launchers for them do not: there the plugins' settings
+    count, and the engines are asked themselves.
+
+    Args:
+        context: of the running Hydra application.
+        config: composed for the whole sweep, `hydra` node included.
+        job: any of the sweep.
+    """
+    execution, device = job.config.execution, resolve_device(job.config.trainer.device)
+    launcher = config.hydra.launcher
+    kind = launcher._target_.rpartition(".")[2]
+    if kind == "RayLauncher":
+        settings = OmegaConf.to_container(launcher.ray, resolve=True)
+        if device == "cuda":
+            settings["remote"].setdefault("num_gpus", 1 / execution.workers_per_device)
+        return Ray.connect(settings["init"], settings["remote"], execution.workers)
+    workers = count_workers(launcher, job.config)
+    if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
+        settings = OmegaConf.to_container(launcher, resolve=True)
+        if kind == "LocalLauncher" and settings["gpus_per_node"] is None:  # submitit hides all others
+            settings["gpus_per_node"] = count_devices(device)
+        return Submitit(settings, kind == "SlurmLauncher", workers)
+    return HydraLauncher(context, config, job.overrides, workers)
+
+
+def count_workers(launcher: DictConfig, config: Config) -> int:
+    """Units that run side by side: as wanted, or with `"auto"` as many as the launcher would run and devices are for.
+
+    Raises:
+        InputError: workers would have to share a device, and nobody allowed that.
+    """
+    wanted, kind = config.execution.workers, launcher._target_.rpartition(".")[2]
+    if kind == "SlurmLauncher":
+        return launcher.array_parallelism if wanted == "auto" else wanted
+    devices = count_devices(resolve_device(config.trainer.device))
+    slots = math.inf if devices is None else max(devices, 1) * config.execution.workers_per_device
+    if wanted != "auto":
+        if devices and wanted > slots:  # a machine without any is told so by the plan
+            raise InputError(
+                f"execution.workers: got {wanted} for {devices} device{'s' * (devices != 1)}, expected at most {slots} "
+                f"(execution.workers_per_device={-(-wanted // max(devices, 1))} lets them share)"
+            )
+        return wanted
+    if kind == "BasicLauncher":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_jobs = OmegaConf.select(launcher, "n_jobs") or -1
+    return min(n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1), slots)

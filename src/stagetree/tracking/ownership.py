@@ -1,0 +1,64 @@
+"""Which process writes a run or a sweep in MLflow: the one that holds a lock on it.
+
+What is RUNNING there without such a lock was left by a dead process.
+"""
+
+import socket
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stagetree.storage.locks import store_claims
+from stagetree.tracking.connection import TrackingStore, pages
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Kind = Literal["run", "sweep"]
+NAME_TAGS = {"run": "stagetree.uid", "sweep": "stagetree.sweep"}
+"""Which tag names a run or a sweep."""
+
+
+class Ownership:
+    """The locks of this process on runs and sweeps of a store."""
+
+    def __init__(self, store: TrackingStore):
+        self._store = store
+        self._claims = store_claims(store.output_dir)
+        self.writer = f"{socket.gethostname()} {store.output_dir}"
+        """Tag of what is written here: where its lock is."""
+
+    def take(self, kind: Kind, name: str) -> bool:
+        """Become the writer of a run or a sweep, unless another process is."""
+        return self._claims.take(self._claim(kind, name))
+
+    def release(self, kind: Kind, name: str) -> None:
+        """Let another process write a run or a sweep."""
+        self._claims.release(self._claim(kind, name))
+
+    def end_dead(self, client: "MlflowClient", experiment_id: str) -> dict[str, Mapping[str, str]]:
+        """End all that is RUNNING in the experiment and whose writer is dead; return the rest: tags by run id."""
+        found = pages(partial(client.search_runs, [experiment_id], "attributes.status = 'RUNNING'"))
+        running = {run.info.run_id: run.data.tags for run in found}
+        return {run_id: tags for run_id, tags in running.items() if not self._end_if_dead(client, run_id, tags)}
+
+    def _end_if_dead(self, client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> bool:
+        host, _, folder = tags.get("stagetree.writer", "").partition(" ")
+        if host != socket.gethostname():
+            return False  # not ours, or on a machine that cannot be asked
+        if not Path(folder).is_dir():
+            client.set_terminated(run_id, "KILLED")
+            return True
+        kind = tags["stagetree.kind"]
+        claims, claim = store_claims(Path(folder)), self._claim(kind, tags[NAME_TAGS[kind]])
+        if claims.holds(claim) or not claims.take(claim):
+            return False
+        # A writer ends its run before it gives the lock back: what is RUNNING now has none.
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, "KILLED")
+        claims.release(claim)
+        return True
+
+    def _claim(self, kind: str, name: str) -> str:
+        return f"{kind} {name} in {self._store.experiment} at {self._store.uri}"
