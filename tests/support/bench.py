@@ -1,5 +1,12 @@
 """Training a few configurations as one unit in this process, without Hydra and MLflow."""
 
+import os
+import signal
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 from stagetree.config import identity, schema, validation
@@ -9,6 +16,18 @@ from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventReader
 from stagetree.storage.tasks import Settings, write_unit
 from stagetree.tree.stage_tree import Run, StageTree
+
+OPTIMIZERS = [
+    {"name": "sgd"},
+    {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    {"name": "adam", "weight_decay": 0.01},
+    {"name": "rmsprop", "momentum": 0.5, "centered": True},
+]
+
+
+def trained(events: Iterable[dict]) -> Counter:
+    """How often each epoch of each state was trained."""
+    return Counter((e["uid"], e["epoch"]) for e in events if e["kind"] == "epoch" and e["epoch"] > 0)
 
 
 class Bench:
@@ -47,6 +66,29 @@ class Bench:
 
     def train(self, *runs: Run, share: bool = True, **settings) -> list[dict]:
         """Train what is not finished, in packs of any size, and return the events of doing so."""
+        folder = self._write_unit(runs, share, settings)
+        train_unit(folder, "0000")
+        return list(EventReader(folder / "events").read())
+
+    def train_until_killed(self, *runs: Run, files: int, **settings) -> list[dict]:
+        """Train in a process that gets SIGKILL once it has put so many files into place, and return its events."""
+        folder = self._write_unit(runs, True, settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests do not concern the child
+            pid = os.fork()
+        if pid == 0:
+            try:
+                _die_after(files)
+                train_unit(folder, "0000")
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, "it was not killed"
+        return list(EventReader(folder / "events").read())
+
+    def _write_unit(self, runs: Iterable[Run], share: bool, settings: dict) -> Path:
+        """Write a unit of what is not finished into the folder of a new launch."""
         settings = {"pack_size": 64} | settings  # not by what is measured while other tests run
         info = cache.prepare(self.config().dataset, self.output_dir)
         tree = StageTree.build(runs, share=share).remaining(checkpoints.finished(self.checkpoints))
@@ -54,15 +96,26 @@ class Bench:
         folder = self.output_dir / f"launch{self.launches}"
         chosen = Settings(output_dir=str(self.output_dir), data={info.digest: info.folder}, share=share, **settings)
         write_unit(folder, "0000", tree.roots, chosen)
-        train_unit(folder, "0000")
-        return list(EventReader(folder / "events").read())
+        return folder
 
     @property
     def checkpoints(self) -> Path:
         return checkpoints.folder_of(self.output_dir)
 
     def bits(self, run: Run) -> tuple:
-        """All that a run leaves but its times: digest of the weights, metrics of every epoch, final figures."""
+        """All that a run leaves but its times: digest of the weights, metrics of every epoch, final metrics."""
         record = checkpoints.read_record(self.checkpoints, run.uid)
         history = [{name: value for name, value in line.items() if name != "seconds"} for line in record.history]
         return record.weights_sha256, history, record.test
+
+
+def _die_after(files: int) -> None:
+    """Have this process kill itself once it has renamed so many files into place."""
+    real, numbers = os.replace, count(1)
+
+    def replace(*args) -> None:
+        real(*args)
+        if next(numbers) == files:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace
