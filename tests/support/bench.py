@@ -46,9 +46,10 @@ class Bench:
             "schedule": {"stages": [[2, 0.1], [1, 0.01]]},
             "loss": {"name": "cross_entropy"},
             "trainer": {"batch_size": 16, "device": "cpu"},
-            "tracking": {}, "report": {}, "predict": {}, "export": {}, "migrate": {}, "ui": {},
-            "seed": 0, "output_dir": str(self.output_dir),
-        }  # fmt: skip
+            **{group: {} for group in ("tracking", "report", "predict", "export", "migrate", "ui")},
+            "seed": 0,
+            "output_dir": str(self.output_dir),
+        }
         for path, value in changes.items():
             group, _, name = path.partition("__")
             if name:
