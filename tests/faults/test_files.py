@@ -183,20 +183,6 @@ def test_a_schema_that_a_kill_left_half_made_is_made_again(tmp_path):
     assert not (tmp_path / ".mlflow.db.new").exists()
 
 
-def test_what_killed_writers_left_aside_goes_when_it_is_old(tmp_path):
-    import os
-
-    young, old = tmp_path / ".young.json.1", tmp_path / ".old.json.1"
-    state = tmp_path / "state.json"
-    for path in (young, old, state):
-        path.write_text("{}")
-        os.utime(path, (1, 1)) if path is not young else None
-    (tmp_path / ".artifacts-old").mkdir()
-    os.utime(tmp_path / ".artifacts-old", (1, 1))
-    checkpoints.remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".young.json.1", "state.json"]
-
-
 def test_figures_that_a_state_has_are_kept_when_it_is_saved_again(bench, runs):
     """Its weights are lost, and it is trained again only because others start from it."""
     bench.train(runs[0])
