@@ -11,7 +11,7 @@ from stagetree.cli.progress import ProgressDisplay
 from stagetree.data import cache
 from stagetree.errors import InputError
 from stagetree.execution import engine
-from stagetree.storage import checkpoints, event_log
+from stagetree.storage import event_log
 from stagetree.storage.tasks import read_unit
 from stagetree.tracking import store
 from stagetree.tracking.follower import Tail
