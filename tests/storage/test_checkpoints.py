@@ -156,12 +156,10 @@ def test_a_damaged_file_is_refused_by_name_whatever_byte_it_is(tmp_path, suffix,
 
 
 def test_the_digest_of_weights_is_over_names_shapes_and_bits():
-    digest = checkpoints.weights_digest(WEIGHTS)
-    assert digest == checkpoints.weights_digest(dict(reversed(WEIGHTS.items())))
-    assert digest == checkpoints.weights_digest({name: value.numpy() for name, value in WEIGHTS.items()})
-    assert (
-        digest == "7fcde2bef6b364c0a4ce4074eb5a0124b4427847e9db61dca1807b39922dd7de"
-    )  # as every version has recorded it
+    digest = "7fcde2bef6b364c0a4ce4074eb5a0124b4427847e9db61dca1807b39922dd7de"  # in records of every version
+    assert checkpoints.weights_digest(WEIGHTS) == digest
+    assert checkpoints.weights_digest(dict(reversed(WEIGHTS.items()))) == digest
+    assert checkpoints.weights_digest({name: value.numpy() for name, value in WEIGHTS.items()}) == digest
     others = [
         {**WEIGHTS, "0.bias": torch.tensor([1.0, 2.0, 3.0 + 2**-21])},
         {**WEIGHTS, "0.bias": WEIGHTS["0.bias"].double()},

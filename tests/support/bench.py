@@ -66,7 +66,10 @@ class Bench:
         )
 
     def train(self, *runs: Run, share: bool = True, **settings) -> list[dict]:
-        """Train what is not finished, in packs of any size, and return the events of doing so."""
+        """Train what is not finished, in packs of any size, and return the events of doing so.
+
+        Without `share`, each run is trained by itself from its initial weights, whatever states there are.
+        """
         folder = self._write_unit(runs, share, settings)
         train_unit(folder, "0000")
         return list(EventReader(folder / "events").read())
@@ -89,10 +92,12 @@ class Bench:
         return list(EventReader(folder / "events").read())
 
     def _write_unit(self, runs: Iterable[Run], share: bool, settings: dict) -> Path:
-        """Write a unit of what is not finished into the folder of a new launch."""
+        """Write a unit of what `train` trains into the folder of a new launch."""
         settings = {"pack_size": 64} | settings  # not by what is measured while other tests run
         info = cache.prepare(self.config().dataset, self.output_dir)
-        tree = StageTree.build(runs, share=share).remaining(checkpoints.finished(self.checkpoints))
+        tree = StageTree.build(runs, share=share)
+        if share:
+            tree = tree.remaining(checkpoints.finished(self.checkpoints))
         self.launches += 1
         folder = self.output_dir / f"launch{self.launches}"
         chosen = Settings(output_dir=str(self.output_dir), data={info.digest: info.folder}, share=share, **settings)
