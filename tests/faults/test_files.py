@@ -183,7 +183,7 @@ def test_a_schema_that_a_kill_left_half_made_is_made_again(tmp_path):
     assert not (tmp_path / ".mlflow.db.new").exists()
 
 
-def test_figures_that_a_state_has_are_kept_when_it_is_saved_again(bench, runs):
+def test_final_metrics_that_a_state_has_are_kept_when_it_is_saved_again(bench, runs):
     """Its weights are lost, and it is trained again only because others start from it."""
     bench.train(runs[0])
     before = bench.bits(runs[0])
