@@ -135,16 +135,19 @@ def test_a_worker_that_is_killed_for_something_else_is_no_runs_fault(supervise, 
     assert len(sweep.engine.launches) == DEATHS
 
 
-def test_what_starts_from_a_run_that_kills_its_worker_fails_with_it(bench, deadly, tmp_path):
-    configs = [bench.config(seed=3, schedule={"stages": [[3, 0.1], [1, lr]]}) for lr in (0.1, 0.2)]
-    sweep = Supervised(bench, Forking(), [*configs, bench.config(seed=4, schedule=SHORT)], workers=2)
-    trunk = next(root for root in sweep.plan.tree.roots if root.children)
-    assert len(sweep.plan.units) > 2, "the trunk is a unit by itself"
-    deadly(3, tmp_path)
+def test_what_starts_from_a_state_that_was_never_reached_is_not_launched(bench):
+    def fail_after_the_first(unit_id):
+        if unit_id != "0000":
+            raise RuntimeError("the pool is broken")
+
+    configs = [bench.config(schedule={"stages": [[3, 1e38], [1, lr]]}) for lr in (0.1, 0.2)]
+    sweep = Supervised(bench, Forking(fail_after_the_first), configs, workers=2)
+    assert len(sweep.plan.units) > 1
     sweep.train()
-    (other,) = sweep.finished
-    assert set(trained(sweep.events)) == {(other, 1)}
-    assert trunk.uid in sweep.failed
+    assert [len(ids) for ids in sweep.engine.launches] == [len(sweep.plan.units)]
+    (trunk,) = sweep.plan.tree.roots
+    assert sweep.failed == {trunk.uid: "diverged at lr 1e+38: train/loss became nan in epoch 1"}
+    assert sweep.finished == set()
 
 
 def test_a_launcher_that_raises_once_all_is_trained_has_done_its_work(supervise, capsys):
