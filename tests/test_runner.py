@@ -60,7 +60,6 @@ def test_the_plan_knew_what_it_would_take_on_disk(swept):
 
 
 def test_leaderboard_event_logs_and_mlflow_say_the_same(swept, client):
-    """Invariant 9."""
     folder, _ = swept
     lines = {row["run_id"]: row for row in rows(folder)}
     logged = [event for event in events(folder) if isinstance(event, EpochEnded)]

@@ -13,7 +13,6 @@ from stagetree.errors import InputError
 from stagetree.execution import engine
 from stagetree.storage import event_log
 from stagetree.storage.events import Failed, StateDamaged
-from stagetree.storage.files import remove_leftovers
 from stagetree.storage.unit_files import read_unit
 from stagetree.tracking import store
 from stagetree.tracking.connection import TrackingStore
@@ -179,21 +178,7 @@ def test_a_schema_that_a_kill_left_half_made_is_made_again(tmp_path):
     assert not (tmp_path / ".mlflow.db.new").exists()
 
 
-def test_what_killed_writers_left_aside_goes_when_it_is_old(tmp_path):
-    import os
-
-    young, old = tmp_path / ".young.json.1", tmp_path / ".old.json.1"
-    state = tmp_path / "state.json"
-    for path in (young, old, state):
-        path.write_text("{}")
-        os.utime(path, (1, 1)) if path is not young else None
-    (tmp_path / ".artifacts-old").mkdir()
-    os.utime(tmp_path / ".artifacts-old", (1, 1))
-    remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".young.json.1", "state.json"]
-
-
-def test_figures_that_a_state_has_are_kept_when_it_is_saved_again(bench, runs):
+def test_final_metrics_that_a_state_has_are_kept_when_it_is_saved_again(bench, runs):
     """Its weights are lost, and it is trained again only because others start from it."""
     bench.train(runs[0])
     before = bench.bits(runs[0])

@@ -1,4 +1,4 @@
-"""Hostile and misspelt input: nothing executes, nothing leaves its folder, and each mistake is told in a sentence."""
+"""Hostile and misspelt input: nothing executes, nothing leaves its folder, and each error is told in a sentence."""
 
 import csv
 import hashlib
@@ -132,22 +132,22 @@ def test_formulas_in_names(tmp_path, proof):
     assert all(cell == "run_name" or cell.startswith("'") for cell in cells)
 
 
-def picture(size: int = 8) -> Image.Image:
+def image(size: int = 8) -> Image.Image:
     return Image.fromarray(np.arange(size * size * 3, dtype="uint8").reshape(size, size, 3))
 
 
-def folder_of_pictures(root: Path, names: list[str]) -> Path:
+def folder_of_images(root: Path, names: list[str]) -> Path:
     for name in names:
         (root / name).mkdir(parents=True)
         for k in range(4):
-            picture().rotate(90 * k).save(root / name / f"{k}.png")
+            image().rotate(90 * k).save(root / name / f"{k}.png")
     return root
 
 
-def test_names_of_classes_and_pictures(tmp_path, proof):
+def test_names_of_classes_and_images(tmp_path, proof):
     """Markup, control characters, formulas and scripts in the names of folders and files are shown as text."""
     names = ["=1+1", "[red]x[", "<script>alert(1)<", "\x1b]0;owned\x07"]
-    root = folder_of_pictures(tmp_path / "pictures", names)
+    root = folder_of_images(tmp_path / "images", names)
     words = [
         "dataset=image_folder", f"dataset.root={root}", "dataset.height=8", "dataset.width=8", "dataset.test_size=0.25",
         "dataset.duplicates=warn",
@@ -159,13 +159,13 @@ def test_names_of_classes_and_pictures(tmp_path, proof):
     done = stagetree(tmp_path, "train", *words, "schedule.stages=[(1,1e-2)]", "trainer.device=cpu")
     assert done.returncode == 0, done.stderr
     shot = tmp_path / "[bold]\x1b[31m.png"
-    picture().save(shot)
+    image().save(shot)
     done = stagetree(tmp_path, "predict", "best", str(shot))
     assert done.returncode == 0, done.stderr
     assert "\x1b[31m" not in done.stdout
 
 
-def test_a_picture_that_unpacks_to_a_million_times_its_size(tmp_path, proof):
+def test_an_image_that_unpacks_to_a_million_times_its_size(tmp_path, proof):
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -173,7 +173,7 @@ def test_a_picture_that_unpacks_to_a_million_times_its_size(tmp_path, proof):
     bomb = (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
-    root = folder_of_pictures(tmp_path / "pictures", ["a", "b"])
+    root = folder_of_images(tmp_path / "images", ["a", "b"])
     (root / "a" / "bomb.png").write_bytes(bomb)
     done = stagetree(tmp_path, "data", "dataset=image_folder", f"dataset.root={root}", "dataset.height=8",
                      "dataset.width=8", "dataset.test_size=0.25")  # fmt: skip
@@ -182,15 +182,15 @@ def test_a_picture_that_unpacks_to_a_million_times_its_size(tmp_path, proof):
 
 def test_hidden_folders_of_notebooks_are_no_classes(tmp_path, proof):
     for part in ("train", "test"):
-        folder_of_pictures(tmp_path / "pictures" / part, ["a", "b", ".ipynb_checkpoints"])
-    done = stagetree(tmp_path, "data", "dataset=image_folder", f"dataset.root={tmp_path / 'pictures'}",
+        folder_of_images(tmp_path / "images" / part, ["a", "b", ".ipynb_checkpoints"])
+    done = stagetree(tmp_path, "data", "dataset=image_folder", f"dataset.root={tmp_path / 'images'}",
                      "dataset.height=8", "dataset.width=8", "dataset.duplicates=ignore")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "train 8  val 0  test 8" in done.stdout
 
 
-def test_a_link_to_a_file_that_is_no_picture(tmp_path, proof):
-    root = folder_of_pictures(tmp_path / "pictures", ["a", "b"])
+def test_a_link_to_a_file_that_is_no_image(tmp_path, proof):
+    root = folder_of_images(tmp_path / "images", ["a", "b"])
     (root / "a" / "secret.png").symlink_to("/etc/passwd")
     done = stagetree(tmp_path, "data", "dataset=image_folder", f"dataset.root={root}", "dataset.height=8",
                      "dataset.width=8", "dataset.test_size=0.25")  # fmt: skip

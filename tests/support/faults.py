@@ -16,6 +16,8 @@ from pathlib import Path
 
 from sweeps import trained, wait_until, workers
 
+from stagetree.storage import checkpoints
+
 GRID = [
     "model.hidden_sizes=[8],[6,5]", "model.dropout=0.1", "optimizer=sgd,adam", "seed=0,1",
     "schedule.stages=[(40,5e-2),(10,1e-2)],[(40,5e-2),(10,1e-3)],[(50,5e-2)]",
@@ -51,11 +53,10 @@ def kill_a_worker(sweep: subprocess.Popen, folder: Path, row: Tally, random: ran
 
 
 def results(folder: Path) -> dict[str, tuple]:
-    """All that runs leave but their times, by uid: digest of the weights, metrics of every epoch, final figures."""
-    checkpoints = folder / "mlruns/checkpoints"
-    kept = {}
-    for uid in checkpoints.finished(checkpoints).tested:
-        record, weights, _ = checkpoints.load(checkpoints, uid)
+    """All that runs leave but their times, by uid: digest of the weights, metrics of every epoch, final metrics."""
+    states, kept = folder / "mlruns/checkpoints", {}
+    for uid in checkpoints.finished(states).tested:
+        record, weights, _ = checkpoints.load(states, uid)
         history = [{name: value for name, value in line.items() if name != "seconds"} for line in record.history]
         kept[uid] = (checkpoints.weights_digest(weights), history, record.test)
     return kept

@@ -36,7 +36,6 @@ def sizes(units):
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("shape", [(4, 4), (1, 16), (5, 1)])
 def test_units_train_each_node_once_and_can_start_in_their_order(workers, shape):
-    """Invariant 4, first part."""
     tree = StageTree.build(grid(*shape))
     units = cut_units(tree, workers)
     assert uids(units) == sorted(node.uid for node in tree.walk())
