@@ -68,7 +68,7 @@ def test_predictions_are_those_of_the_plain_module(trained):
     files = [str(trained / f"{label}.png") for label in range(3)]
     found = pictures.classify(Network.load(trained / "mlruns", run["uid"]), files)
     weights = load_file(trained / "mlruns" / "checkpoints" / f"{run['uid']}.safetensors")
-    module = sequential(16, [128], 3, activation="relu")
+    module = sequential(16, 3, hidden_sizes=[128], activation="relu")
     module.load_state_dict(weights)
     for path, probabilities in zip(files, found, strict=True):
         with Image.open(path) as picture:

@@ -1,10 +1,12 @@
 """How a tree is divided: what goes to which worker, what waits for what, and what trains side by side."""
 
+from dataclasses import replace
+
 import pytest
 
 from stagetree.tree import units
-from stagetree.tree.stage_tree import Finished, Run, Stage, StageTree
-from stagetree.tree.units import even_packs, next_pack, predecessors
+from stagetree.tree.stage_tree import Finished, Node, Run, Stage, StageTree
+from stagetree.tree.units import packs, predecessors
 
 
 def run(*stages, trunk="t", shape="s"):
@@ -18,10 +20,7 @@ def cut_units(tree, workers, pack=None, **epoch_cost):
 
 
 def grid(n_roots, n_leaves, shape="s"):
-    return [
-        run((2, a), (1, b), shape=shape)
-        for a in range(1, n_roots + 1) for b in range(1, n_leaves + 1)
-    ]  # fmt: skip
+    return [run((2, a + 1), (1, b + 1), shape=shape) for a in range(n_roots) for b in range(n_leaves)]
 
 
 def uids(units):
@@ -115,8 +114,8 @@ def test_large_subtrees_are_cut_if_that_leaves_packs_full(leaves, pack, units):
 
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
     ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk="z")]).roots
-    assert [node.lr for node in next_pack(ready, lambda nodes: 8)] == [0.2, 0.3]
-    assert len(next_pack(ready, lambda nodes: 1)) == 1
+    assert [node.lr for node in next(packs(ready, lambda node, count: 8))] == [0.2, 0.3]
+    assert len(next(packs(ready, lambda node, count: 1))) == 1
 
 
 @pytest.mark.parametrize(
@@ -124,6 +123,26 @@ def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
 )
 def test_packs_are_few_and_even(members, largest, sizes):
     nodes = StageTree.build(run((1, 0.1), trunk=str(k)) for k in range(members)).roots
-    packs = even_packs(nodes, largest)
-    assert sorted(map(len, packs)) == sorted(sizes)
-    assert [node for pack in packs for node in pack] == list(nodes)
+    found = list(packs(nodes, lambda node, count: largest))
+    assert sorted(map(len, found)) == sorted(sizes)
+    assert [node for pack in found for node in pack] == list(nodes)
+
+
+def test_the_packs_of_a_unit_are_those_that_a_worker_comes_to():
+    """A worker asks for the next pack of what can start at that time; a plan for all packs at once."""
+    runs = [run((2, a), (b, c), trunk=t) for a in (0.1, 0.2) for b in (1, 2) for c in (1, 2, 3) for t in "tuv"]
+    whole = StageTree.build([*runs, run((2, 0.1), trunk="t"), run((1, 0.3), shape="z", trunk="z")])
+    states = {node.uid for node in whole.walk() if node.trunk == '"t"' and node.epochs == 2 and node.depth == 1}
+    unit = whole.remaining(Finished(states=states)).roots
+    pending, came = [node for root in unit for node in root.walk()], []
+    while pending:
+        waiting = {node.uid for node in pending if node.epochs}
+        ready = [node for node in pending if node.parent not in waiting or node.parent == node.uid]
+        came.append([node.uid for node in next(packs([replace(node, children=()) for node in ready], largest))])
+        pending = [node for node in pending if node.uid not in came[-1]]
+    assert [[node.uid for node in pack] for pack in packs(unit, largest)] == came
+    assert {len(pack) for pack in came} == {1, 3, 4}
+
+
+def largest(node: Node, count: int) -> int:
+    return 3 if node.epochs == 1 else 4

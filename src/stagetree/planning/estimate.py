@@ -1,4 +1,4 @@
-"""How long a sweep will take: its packs, as workers would choose them, at the speeds that were measured."""
+"""How long a sweep will take: its packs, as workers will choose them, at the throughput that was measured."""
 
 import heapq
 import json
@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from stagetree.data.cache import DataInfo, val_count
-from stagetree.training.throughput import Speed
+from stagetree.training.throughput import Throughput
 from stagetree.tree.stage_tree import Node, StageTree
-from stagetree.tree.units import Unit, even_packs, predecessors
+from stagetree.tree.units import Unit, packs, predecessors
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
@@ -23,16 +23,18 @@ UNFOLDED = 1.5
 """Cost of an optimizer's step on the weights, as a factor, for shapes that were not measured."""
 
 
-def epoch_costs(shapes: Iterable[str], speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo]) -> dict[str, float]:
-    """Work of a member's epoch of each shape, for dividing it between workers.
+def epoch_costs(
+    shapes: Iterable[str], throughputs: Mapping[str, Throughput], infos: Mapping[str, DataInfo]
+) -> dict[str, float]:
+    """Weigh a member's epoch of each shape, for dividing the work between workers.
 
     In seconds if all shapes were measured; else by what is multiplied, in any unit.
     """
     specs = {shape: json.loads(shape) for shape in set(shapes)}
-    if specs.keys() <= speeds.keys():
-        bests = {shape: speeds[shape].best for shape in specs}
+    if specs.keys() <= throughputs.keys():
+        bests = {shape: throughputs[shape].best_size for shape in specs}
         return {
-            shape: _steps(spec, infos) * speeds[shape].step(bests[shape]) / bests[shape]
+            shape: _steps(spec, infos) * throughputs[shape].step_s(bests[shape]) / bests[shape]
             for shape, spec in specs.items()
         }
     return {
@@ -44,7 +46,7 @@ def epoch_costs(shapes: Iterable[str], speeds: Mapping[str, Speed], infos: Mappi
 def seconds(
     units: Sequence[Unit],
     workers: int,
-    speeds: Mapping[str, Speed],
+    throughputs: Mapping[str, Throughput],
     infos: Mapping[str, DataInfo],
     pack_size: int | str,
 ) -> float | None:
@@ -53,21 +55,25 @@ def seconds(
     Args:
         units: in the order in which they are started.
         workers: units that run at a time.
-        speeds: by shape.
+        throughputs: by shape.
         infos: by digest of the data.
         pack_size: most members of a pack, or `"auto"`.
 
     Returns:
         Seconds; `None` if a shape was not measured yet.
     """
-    if any(node.shape not in speeds for unit in units for root in unit for node in root.walk()):
+    if not _are_measured(units, throughputs):
         return None
-    durations = [unit_s(unit, speeds, infos, pack_size) for unit in units]
+    durations = [unit_s(unit, throughputs, infos, pack_size) for unit in units]
     return START_S + makespan(durations, predecessors(units), workers) if units else 0.0
 
 
+def _are_measured(units: Sequence[Unit], throughputs: Mapping[str, Throughput]) -> bool:
+    return all(node.shape in throughputs for unit in units for root in unit for node in root.walk())
+
+
 def makespan(durations: Sequence[float], after: Sequence[Collection[int]], workers: int) -> float:
-    """When the last unit ends, if each worker that is free takes the first unit that can start.
+    """Compute when the last unit ends, in seconds, if each worker that is free takes the first unit that can start.
 
     Args:
         durations: of the units, in seconds, in the order of their start.
@@ -94,13 +100,11 @@ def makespan(durations: Sequence[float], after: Sequence[Collection[int]], worke
     return now
 
 
-def largest_pack(units: Sequence[Unit], speeds: Mapping[str, Speed], pack_size: int | str) -> int | None:
-    """Most members that will train side by side; `None` until all shapes were measured."""
-    levels = [level for unit in units for level in _levels(unit)]
-    if any(shape not in speeds for shape, _ in levels):
+def largest_pack(units: Sequence[Unit], throughputs: Mapping[str, Throughput], pack_size: int | str) -> int | None:
+    """Count the most members that will train side by side; `None` until all shapes were measured."""
+    if not _are_measured(units, throughputs):
         return None
-    sizes = [min(len(members), _largest(speeds[shape], pack_size)) for shape, members in levels]
-    return max(sizes, default=0)
+    return max((len(pack) for unit in units for pack in _packs(unit, throughputs, pack_size)), default=0)
 
 
 def disk_bytes(tree: StageTree) -> int:
@@ -118,42 +122,34 @@ def disk_bytes(tree: StageTree) -> int:
 
 
 def _moments(optimizer: Mapping) -> int:
-    """Tensors of the weights' size that an optimizer keeps."""
+    """Count the tensors of the weights' size that an optimizer keeps."""
     name, extra = optimizer["name"], bool(optimizer.get("momentum")) + bool(optimizer.get("centered"))
     return {"sgd": 0, "rmsprop": 1, "adagrad": 1}.get(name, 2) + extra
 
 
-def _levels(unit: Unit) -> Iterator[tuple[str, list[Node]]]:
-    """Yield nodes that form packs, as workers find them: those of one depth, shape and length."""
-    level: Sequence[Node] = unit
-    while level:
-        groups: dict[tuple[str, int], list[Node]] = defaultdict(list)
-        for node in level:
-            groups[node.shape, node.epochs].append(node)
-        for (shape, _), members in groups.items():
-            yield shape, members
-        level = [child for node in level for child in node.children]
+def _packs(unit: Unit, throughputs: Mapping[str, Throughput], pack_size: int | str) -> Iterator[list[Node]]:
+    """Yield the packs of a unit as a worker will choose them."""
+    fixed = 0 if pack_size == "auto" else int(pack_size)
+    return packs(unit, lambda node, _: fixed or throughputs[node.shape].best_size)
 
 
-def _largest(own: Speed, pack_size: int | str) -> int:
-    return own.best if pack_size == "auto" else int(pack_size)
-
-
-def unit_s(unit: Unit, speeds: Mapping[str, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
-    """Seconds that a worker needs for a unit."""
+def unit_s(
+    unit: Unit, throughputs: Mapping[str, Throughput], infos: Mapping[str, DataInfo], pack_size: int | str
+) -> float:
+    """Estimate the seconds that a worker needs for a unit."""
+    specs = cache(json.loads)
     return sum(
-        _pack_s(json.loads(shape), pack, speeds[shape], infos)
-        for shape, members in _levels(unit)
-        for pack in even_packs(members, _largest(speeds[shape], pack_size))
+        _pack_s(specs(pack[0].shape), pack, throughputs[pack[0].shape], infos)
+        for pack in _packs(unit, throughputs, pack_size)
     )
 
 
-def _pack_s(spec: Mapping, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
+def _pack_s(spec: Mapping, members: Sequence[Node], own: Throughput, infos: Mapping[str, DataInfo]) -> float:
     info, k, epochs = infos[spec["data"]], len(members), members[0].epochs
     n_val = _n_val(spec, info)
     evaluated = n_val * (epochs + any(node.parent is None for node in members))
     evaluated += info.n_test * any(node.final for node in members)
-    return epochs * _steps(spec, infos) * own.step(k) + evaluated * k * own.picture_s
+    return epochs * _steps(spec, infos) * own.step_s(k) + evaluated * k * own.image_s
 
 
 def _n_val(spec: Mapping, info: DataInfo) -> int:
@@ -161,6 +157,6 @@ def _n_val(spec: Mapping, info: DataInfo) -> int:
 
 
 def _steps(spec: Mapping, infos: Mapping[str, DataInfo]) -> int:
-    """Minibatches of an epoch."""
+    """Count the minibatches of an epoch."""
     info = infos[spec["data"]]
     return math.ceil((info.n_train - _n_val(spec, info)) / spec["batch_size"])

@@ -20,7 +20,7 @@ from pandas import DataFrame, Series
 
 from stagetree.data import cache
 from stagetree.errors import InputError
-from stagetree.models.inference import Mistake, Network, confusion
+from stagetree.models.inference import Misclassified, Network, confusion
 from stagetree.report import history, ranking, statistics, table
 from stagetree.storage.checkpoints import write_atomic
 from stagetree.tracking import store
@@ -256,11 +256,11 @@ def _mistakes(name: str, network: Network | str) -> dict[str, Any]:
     }
 
 
-def _drawn(mistakes: Iterable[Mistake], arrays: cache.Arrays) -> Iterator[dict[str, Any]]:
+def _drawn(mistakes: Iterable[Misclassified], arrays: cache.Arrays) -> Iterator[dict[str, Any]]:
     for mistake in mistakes:
         png = base64.b64encode(draw_png(arrays.test_images[mistake.index], arrays.info)).decode()
         yield {
-            "index": mistake.index, "label": mistake.label, "said": mistake.said,
+            "index": mistake.index, "label": mistake.label, "said": mistake.predicted,
             "confidence": round(mistake.confidence, 4), "png": f"data:image/png;base64,{png}",
         }  # fmt: skip
 

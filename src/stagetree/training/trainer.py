@@ -18,8 +18,8 @@ from stagetree.storage.checkpoints import State
 from stagetree.storage.event_log import EventLog
 from stagetree.storage.locks import Claims, store_claims
 from stagetree.storage.tasks import Settings
+from stagetree.training import throughput
 from stagetree.training.epochs import Split, Training, evaluate, never, prepared_device
-from stagetree.training.measurement import measured
 from stagetree.tree.stage_tree import Node
 
 QUICK_S = 0.3
@@ -41,13 +41,15 @@ class Trainer:
         self._claims = store_claims(Path(settings.output_dir))
         self._splits: dict[str, Split] = {}
 
-    def largest_pack(self, nodes: Sequence[Node]) -> int:
-        """Most of these nodes, of one shape, that train well together."""
+    def largest_pack(self, node: Node, ready: int) -> int:
+        """Choose the most members of a pack, where `ready` nodes are of this one's shape and length."""
         if self.settings.pack_size != "auto":
             return int(self.settings.pack_size)
-        if len(nodes) == 1:
+        if ready == 1:
             return 1
-        return measured(Path(self.settings.output_dir), nodes[0], len(nodes), self._split, self.check).best
+        return throughput.look_up_or_measure(
+            Path(self.settings.output_dir), node, ready, self._split, self.check
+        ).best_size
 
     def attempt(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Train nodes of one shape side by side; what fails is found by halving the pack.
