@@ -16,11 +16,9 @@ MEASURED = Throughput({1: 1.0, 2: 1.5, 4: 2.5}, image_s=0.01)
 STEPS = 8  # of an epoch: 80 images by 10
 
 
-def seconds(runs, workers=1, pack_size="auto", throughputs=None):
+def seconds(runs, workers=1, pack_size="auto", measured=True):
     units = cut_units(StageTree.build(runs), workers, {SHAPE: 1.0})
-    return estimate.seconds(
-        units, workers, {SHAPE: MEASURED} if throughputs is None else throughputs, {"d": INFO}, pack_size
-    )
+    return estimate.seconds(units, workers, {SHAPE: MEASURED} if measured else {}, {"d": INFO}, pack_size)
 
 
 def run(trunk, *stages):

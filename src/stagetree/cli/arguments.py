@@ -19,8 +19,8 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
   watch    show the progress of a sweep that runs elsewhere
   report   rank the runs as a table, a CSV file and a page (--metric test_acc --top 20 --group-by seed --output X.csv)
   ui       open MLflow's user interface (--port 5000)
-  data     DATASET: say what a data set holds, and draw sample pictures
-  predict  RUN picture.png ...: name the classes of pictures; RUN is best, a run's name, or the beginning of its id
+  data     DATASET: say what a data set holds, and draw sample images
+  predict  RUN image.png ...: name the classes of images; RUN is best, a run's name, or the beginning of its id
   export   RUN DIR: write a trained model that needs torch and safetensors alone
   migrate  URI: copy what is recorded to another MLflow store, such as a team's server
   verify   say whether checkpoints, MLflow and the leaderboard agree (--repair: put right what does not)

@@ -231,26 +231,26 @@ def _report(cfg: "DictConfig") -> None:
 def _data(cfg: "DictConfig") -> None:
     from rich.console import Console
 
-    from stagetree.cli import pictures
+    from stagetree.cli.data import describe_data
     from stagetree.config.composition import checked
 
-    pictures.describe_data(checked(cfg), Console())
+    describe_data(checked(cfg), Console())
 
 
 def _predict(cfg: "DictConfig") -> None:
     from rich.console import Console
 
-    from stagetree.cli import pictures
+    from stagetree.cli.predict import predict
     from stagetree.config.composition import checked
 
-    pictures.predict(checked(cfg), Console(), _overrides())
+    predict(checked(cfg), Console(), _overrides())
 
 
 def _export(cfg: "DictConfig") -> None:
-    from stagetree.cli import pictures
+    from stagetree.cli.predict import export_run
     from stagetree.config.composition import checked
 
-    pictures.export_run(checked(cfg), _overrides())
+    export_run(checked(cfg), _overrides())
 
 
 def _migrate(cfg: "DictConfig") -> None:

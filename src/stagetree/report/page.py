@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
-from stagetree.data import cache
+from stagetree.data import cache, images
 from stagetree.errors import InputError
 from stagetree.models.inference import Misclassified, Network, confusion
 from stagetree.report import history, ranking, statistics, table
@@ -266,14 +266,7 @@ def _drawn(mistakes: Iterable[Misclassified], arrays: cache.Arrays) -> Iterator[
 
 
 def draw_png(pixels: np.ndarray, info: cache.DataInfo) -> bytes:
-    """Draw one picture of a data set in its own size; floats are stretched to their range."""
-    from PIL import Image
-
-    picture = pixels.reshape(info.image_shape)
-    if info.scale == 1.0:
-        low, high = float(picture.min()), float(picture.max())
-        picture = ((picture - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
-    image = Image.fromarray(picture.transpose(1, 2, 0) if len(picture) == 3 else picture[0])
+    """Draw one image of a data set in its own size; floats are stretched to their range."""
     buffer = io.BytesIO()
-    image.save(buffer, format="png")
+    images.draw(pixels, info.image_shape).save(buffer, format="png")
     return buffer.getvalue()

@@ -20,11 +20,7 @@ Check = Callable[[], None]
 
 
 def measure(
-    node: Node,
-    wanted: int,
-    load: Callable[[Mapping], Split],
-    check: Check,
-    known: Throughput | None = None,
+    node: Node, wanted: int, load: Callable[[Mapping], Split], check: Check, known: Throughput | None = None
 ) -> Throughput:
     """Measure packs of a node's shape, beyond what is known: doubled as long as that pays and there are members.
 

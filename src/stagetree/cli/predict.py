@@ -1,0 +1,128 @@
+"""`stagetree predict` and `stagetree export`: what a finished run's network is used for."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, Series
+from rich.console import Console
+
+from stagetree.config.schema import Config
+from stagetree.data.cache import DataInfo
+from stagetree.data.images import read_image
+from stagetree.errors import InputError, choices, printable
+from stagetree.models.export import export
+from stagetree.models.inference import Network
+from stagetree.report import ranking, selection
+from stagetree.tracking import store
+from stagetree.tracking.networks import load_network
+
+LIKELY = 3
+"""Classes named for an image."""
+
+
+def predict(config: Config, console: Console, overrides: Sequence[str]) -> None:
+    """Print the most probable classes of each image, by a finished run, which stderr names.
+
+    Raises:
+        InputError: no such run, it is not finished, or an image cannot be read.
+    """
+    if not config.predict.pictures:
+        raise InputError("predict: no image was given (stagetree predict RUN image.png ...)")
+    run = _choose(config, overrides, config.predict.run, "predict.run")
+    network = load_network(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"])
+    classified = classify(network, config.predict.pictures)
+    print(f"by {_describe(run)}", file=sys.stderr)
+    for path, probabilities in zip(config.predict.pictures, classified, strict=True):
+        shares = "  ".join(f"{name} {share:.1%}" for name, share in probabilities)
+        console.print(f"{printable(path)}: {shares}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _choose(config: Config, overrides: Sequence[str], name: str, setting: str) -> Series:
+    """Find the run that a command names, among those that its overrides select."""
+    frame = store.load(config.store_uri, config.tracking.experiment)
+    return find_run(selection.select(frame, config, overrides), name, config.report.metric, setting)
+
+
+def _describe(run: Series) -> str:
+    accuracy = "val_acc" if pd.notna(run["val_acc"]) else "test_acc"
+    return printable(f"run {run['run_id'][:8]} ({run['dataset']}, {run['run_name']}, {accuracy} {run[accuracy]:.2%})")
+
+
+def find_run(frame: DataFrame, name: str, metric: str | None = None, setting: str = "predict.run") -> Series:
+    """Find a finished run by `best`, by its name, or by at least 4 characters that its id begins with.
+
+    Args:
+        frame: from `store.load`.
+        name: of the run.
+        metric: for `best`, as for `ranking.rank`.
+        setting: that gave the name.
+
+    Raises:
+        InputError: none or several fit, it is not finished, or the best is of several groups that cannot be compared.
+    """
+    if name == "best" and not (frame["status"] == "finished").any():
+        raise InputError(f"{setting}: no run is finished, so none is best (train one: stagetree train)")
+    if name == "best":
+        ranked = ranking.rank(frame[frame["status"] == "finished"], metric).dropna(subset="rank")
+        first = ranked.drop_duplicates("group") if "group" in ranked else ranked.head(1)
+        if len(first) > 1:
+            among = "; ".join(f"{row.run_id[:8]} of {row.group}" for row in first.itertuples())
+            raise InputError(
+                f"{setting}: best of which? Runs cannot be compared, since the data or its division differs: {among} "
+                "(choose with dataset=NAME, dataset.val_size=VALUE and the like, or give one of these ids)"
+            )
+        found = frame[frame["run_id"].isin(first["run_id"])]
+    else:
+        by_id = frame["run_id"].str.startswith(name) & (len(name) >= 4)
+        found = frame[by_id | (frame["run_name"] == name)]
+    if found.empty:
+        known = [*frame["run_name"].dropna().head(20), "best"]
+        raise InputError(f"{setting}: there is no run {name!r}{choices(name, known)}")
+    if len(found) > 1:
+        ids = ", ".join(found["run_id"].str[:8])
+        raise InputError(f"{setting}: {name!r} fits {len(found)} runs, with the ids {ids} (give one of these)")
+    run = found.iloc[0]
+    if run["status"] != "finished":
+        raise InputError(f"{setting}: {name!r} is {run['status']}, expected a finished run (launch its sweep again)")
+    return run
+
+
+def classify(network: Network, paths: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """Find for each image the most probable classes with their probabilities, the likeliest first.
+
+    Raises:
+        InputError: an image cannot be read, or the network was trained on arrays that no image file holds.
+    """
+    probabilities = network.probabilities(np.stack([_read(Path(path), network.info) for path in paths]))
+    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :LIKELY]
+    return [
+        [(network.info.classes[index], float(shares[index])) for index in indices]
+        for shares, indices in zip(probabilities, top, strict=True)
+    ]
+
+
+def _read(path: Path, info: DataInfo) -> np.ndarray:
+    channels, height, width = info.image_shape
+    if info.scale == 1.0 or channels not in (1, 3):
+        raise InputError(f"predict.run: it was trained on arrays of {info.image_shape} that no image file holds")
+    # a row of features is no image: nothing says how a larger one would be cut into it
+    size = {"height": height, "width": width, "resize": height > 1}
+    return read_image(path, grayscale=channels == 1, **size).reshape(-1)
+
+
+def export_run(config: Config, overrides: Sequence[str]) -> None:
+    """Write a finished run as plain files, and print what they are.
+
+    Raises:
+        InputError: no such run, it is not finished, its files are gone, or the folder holds something.
+    """
+    run = _choose(config, overrides, config.export.run, "export.run")
+    known = run[run.notna()].drop(["status"])
+    about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
+    folder = Path(config.export.folder)
+    export(load_network(Path(config.output_dir), run["uid"], config.store_uri, run["run_id"]), folder, about)
+    print(_describe(run))
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (cd {folder} && python example.py)")
