@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from torch.utils.data import DataLoader
 from stagetree.config import identity
 from stagetree.data import cache
 from stagetree.models.mlp import initial_state
-from stagetree.training.epochs import Member, PackTraining, Split, prepare_device
-from stagetree.training.measurement import measured
+from stagetree.training import throughput
+from stagetree.training.epochs import Member, PackTraining, Split, never, prepare_device
 from stagetree.tree.runs import Run
 from stagetree.tree.stage_tree import Node, StageTree
 
@@ -84,7 +85,8 @@ class Engine:
     def chosen(self) -> int:
         """The size that a worker with many members of this shape would choose."""
         node: Node = StageTree.build([self.run]).roots[0]
-        return measured(self.output_dir, node, 64, lambda spec: Split.load(self.folder, spec)).best
+        load = partial(Split.load, self.folder)
+        return throughput.look_up_or_measure(self.output_dir, node, 64, load, never).best_size
 
     def flops(self, pictures: int) -> float:
         """Operations of an epoch: forward, weights' gradients, and inputs' gradients but for the first layer."""

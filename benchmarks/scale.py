@@ -30,7 +30,7 @@ from stagetree.data.cache import DataInfo
 from stagetree.planning.estimate import epoch_costs, makespan, unit_s
 from stagetree.storage.event_log import EventLog, EventReader
 from stagetree.storage.events import UnitBegan, UnitEnded
-from stagetree.training.throughput import Speed
+from stagetree.training.throughput import Throughput
 from stagetree.tree.runs import Run, Stage, Trunk
 from stagetree.tree.stage_tree import StageTree
 from stagetree.tree.units import cut_units, predecessors
@@ -81,26 +81,26 @@ def runs(count: int) -> list[Run]:
     return made[:count]
 
 
-def simulate(count: int, steps: Mapping[str, float], picture_s: float) -> list[dict]:
+def simulate(count: int, steps: Mapping[str, float], image_s: float) -> list[dict]:
     """Plan a sweep for each count of workers, and see how long it takes."""
-    own = Speed({int(size): seconds for size, seconds in steps.items()}, picture_s)
-    speeds, infos = {KEY: own}, {"d": INFO}
+    own = Throughput({int(size): seconds for size, seconds in steps.items()}, image_s)
+    throughputs, infos = {KEY: own}, {"d": INFO}
     asked = runs(count)
     started = time.perf_counter()
     tree = StageTree.build(asked)
     build_s = time.perf_counter() - started
-    cost = epoch_costs([KEY], speeds, infos)
+    cost = epoch_costs([KEY], throughputs, infos)
     work = tree.epochs * cost[KEY]
-    path = sum(EPOCHS) * math.ceil(INFO.n_train / 32) * own.step(1)
+    path = sum(EPOCHS) * math.ceil(INFO.n_train / 32) * own.step_s(1)
     rows = []
     for workers in WORKERS:
         started = time.perf_counter()
-        units = cut_units(tree, workers, cost, {KEY: own.best})
+        units = cut_units(tree, workers, cost, {KEY: own.best_size})
         after = predecessors(units)
         cut_s = time.perf_counter() - started
         draw = random.Random(0)
         durations = [
-            UNIT_S + unit_s(unit, speeds, infos, "auto") * draw.lognormvariate(-(SPREAD**2) / 2, SPREAD)
+            UNIT_S + unit_s(unit, throughputs, infos, "auto") * draw.lognormvariate(-(SPREAD**2) / 2, SPREAD)
             for unit in units
         ]
         wall = makespan(durations, after, workers)
@@ -164,13 +164,13 @@ def look_at_logs(units: int) -> None:
     print(f"a look at the logs of {units:,} units: {min(looks[1:]):.3f} s", flush=True)
 
 
-def measured() -> Speed:
+def measured() -> Throughput:
     """How fast this machine trains packs of the shape."""
     import torch
 
     from stagetree.config.identity import to_run
     from stagetree.data import cache
-    from stagetree.training.epochs import Split
+    from stagetree.training.epochs import Split, never
     from stagetree.training.measurement import measure
 
     torch.set_num_threads(1)
@@ -181,7 +181,7 @@ def measured() -> Speed:
     info = cache.prepare(config.dataset, Path("mlruns"))
     run = to_run(config, digest=info.digest, in_features=784, n_classes=10, device="cpu")
     (node,) = StageTree.build([run]).roots
-    return measure(node, 64, lambda spec: Split.load(Path(info.folder), spec))
+    return measure(node, 64, lambda spec: Split.load(Path(info.folder), spec), never)
 
 
 def data_root() -> Path:
@@ -197,8 +197,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        count, steps, picture_s = arguments.child
-        print(json.dumps(simulate(int(count), json.loads(steps), float(picture_s))))
+        count, steps, image_s = arguments.child
+        print(json.dumps(simulate(int(count), json.loads(steps), float(image_s))))
         return
     plan_command(arguments.seeds)
     for units in (100, 1_000, 10_000):
@@ -206,7 +206,7 @@ def main() -> None:
     own = measured()
     rows = []
     for count in arguments.runs:
-        child = [sys.executable, __file__, "--child", str(count), json.dumps(own.steps), str(own.picture_s)]
+        child = [sys.executable, __file__, "--child", str(count), json.dumps(own.steps), str(own.image_s)]
         done = subprocess.run(child, stdout=subprocess.PIPE, check=True)
         rows += json.loads(done.stdout)
     show(rows, own)
@@ -215,7 +215,7 @@ def main() -> None:
         draw(rows, {name: float(ms) for name, ms in stores.items()}, arguments.picture)
 
 
-def show(rows: Sequence[Mapping], own: Speed) -> None:
+def show(rows: Sequence[Mapping], own: Throughput) -> None:
     columns = (
         "runs", "workers", "units", "planned in s", "MB", "makespan h", "times the bound", "in waves", "idle",
         "runs a second",
@@ -230,9 +230,9 @@ def show(rows: Sequence[Mapping], own: Speed) -> None:
         )  # fmt: skip
     console = Console(width=150)
     console.print(table)
-    best = own.step(own.best) / own.best * 1e6
+    best = own.step_s(own.best_size) / own.best_size * 1e6
     console.print(
-        f"an epoch of a member: {INFO.n_train / 32 * best / 1e6:.3f} s in packs of {own.best}; "
+        f"an epoch of a member: {INFO.n_train / 32 * best / 1e6:.3f} s in packs of {own.best_size}; "
         f"{setting('torch', 'numpy')}",
         highlight=False,
     )

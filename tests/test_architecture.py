@@ -41,6 +41,8 @@ def test_some_folders_do_not_know_each_other(one, other):
         ("import stagetree.tree.stage_tree", HEAVY | {"hydra", "pydantic", "numpy"}),
         ("import stagetree.config.grid, stagetree.runner", HEAVY),
         ("import stagetree.report.table, stagetree.tracking.store", HEAVY - {"pandas"}),
+        ("import stagetree.cli.predict, stagetree.report.page", HEAVY - {"pandas"}),
+        ("import stagetree.cli.data", HEAVY),
         ("import stagetree.execution.worker", {"torchvision", "mlflow", "sklearn", "pandas", "hydra"}),
         ("import hydra_plugins.stagetree_sweeper.sweeper", HEAVY | {"pydantic"}),
     ],

@@ -1,5 +1,7 @@
 """Splits, epoch orders and normalised pixels: those of torch and torchvision, from seeds alone."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -39,11 +41,9 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone():
 
 
 def test_generators_of_other_purposes_are_other_generators():
-    draws = {
-        torch.rand(1, generator=sampling.generator(seed, epoch, purpose)).item()
-        for seed in (0, 1) for epoch in (0, 1, 10) for purpose in ("order", "dropout")
-    }  # fmt: skip
-    assert len(draws) == 12
+    keys = list(product((0, 1), (0, 1, 10), ("order", "dropout")))
+    draws = {torch.rand(1, generator=sampling.generator(*key)).item() for key in keys}
+    assert len(draws) == len(keys) == 12
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_generators_of_other_purposes_are_other_generators():
 def test_pixels_have_the_bits_of_totensor_and_normalize(mean, std):
     from torchvision.transforms import Normalize, ToTensor
 
-    picture = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     info = DataInfo("", "", "x", (3, 4, 5), ("a",), 1, 1, 255.0)
-    expected = ToTensor()(picture)
+    expected = ToTensor()(image)
     if mean:
         expected = Normalize(mean * (3 // len(mean)), std * (3 // len(std)))(expected)
-    pixels = torch.from_numpy(picture.transpose(2, 0, 1).reshape(1, -1).copy())
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).reshape(1, -1).copy())
     assert torch.equal(sampling.to_float(pixels, info, mean, std)[0], expected.flatten())
 
 

@@ -1,22 +1,26 @@
 """The numpy network says what the torch module says."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
+from stagetree.config import schema
 from stagetree.data.cache import DataInfo
-from stagetree.models.inference import ACTIVATIONS as OWN
 from stagetree.models.inference import Network, confusion
-from stagetree.models.mlp import ACTIVATIONS, sequential
+from stagetree.models.layers import ACTIVATIONS
+from stagetree.models.mlp import sequential
 
 INFO = DataInfo("", "d", "x", (3, 2, 2), ("a", "b", "c"), 10, 10, 255.0)
 
 
 def build(activation, *, hidden_sizes=(7, 5), dropout=0.0, mean=(), std=(), info=INFO):
     torch.manual_seed(0)
-    module = sequential(12, hidden_sizes, 3, activation=activation, dropout=dropout).eval()
+    model = {"hidden_sizes": hidden_sizes, "activation": activation, "dropout": dropout}
+    module = sequential(12, 3, **model).eval()
     weights = {name: value.numpy() for name, value in module.state_dict().items()}
-    return module, Network(info, mean, std, hidden_sizes, activation, dropout, weights)
+    return module, Network(info, mean, std, model, weights)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -33,8 +37,8 @@ def test_every_activation_agrees_with_torch(activation, dropout):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_no_activation_is_missing():
-    assert OWN.keys() == ACTIVATIONS.keys()
+def test_what_may_be_configured_is_what_there_is():
+    assert set(get_args(schema.Activation)) == ACTIVATIONS.keys()
 
 
 def test_softmax_regression_has_one_layer():
@@ -45,18 +49,18 @@ def test_softmax_regression_has_one_layer():
     np.testing.assert_allclose(network.probabilities(pixels), expected, atol=1e-6)
 
 
-def test_confusion_counts_and_orders_mistakes():
+def test_confusion_counts_and_orders_misclassified_images():
     _, network = build("relu")
     pixels = np.random.default_rng(1).integers(0, 256, (60, 12), dtype=np.uint8)
     probabilities = network.probabilities(pixels)
-    said = probabilities.argmax(1)
+    predicted = probabilities.argmax(1)
     labels = np.random.default_rng(2).integers(0, 3, 60)
-    matrix, mistakes = confusion(network, pixels, labels, most=5)
+    matrix, misclassified = confusion(network, pixels, labels, most=5)
     for i in range(3):
         for j in range(3):
-            assert matrix[i, j] == sum((labels == i) & (said == j))
-    assert len(mistakes) == 5
-    confidences = [one.confidence for one in mistakes]
+            assert matrix[i, j] == sum((labels == i) & (predicted == j))
+    assert len(misclassified) == 5
+    confidences = [one.confidence for one in misclassified]
     assert confidences == sorted(confidences, reverse=True)
-    assert confidences[0] == pytest.approx(probabilities[said != labels].max())
-    assert all(one.said == said[one.index] != one.label == labels[one.index] for one in mistakes)
+    assert confidences[0] == pytest.approx(probabilities[predicted != labels].max())
+    assert all(one.predicted == predicted[one.index] != one.label == labels[one.index] for one in misclassified)

@@ -7,24 +7,27 @@ from torch.nn import functional as F
 
 from stagetree.models.losses import loss_gradient, loss_sums
 
+WEIGHTS = [1.0, 2.0, 0.5, 3.0]
+
+
+def cross_entropy(**settings) -> dict:
+    return {"name": "cross_entropy", "class_weights": [], **settings}
+
 
 @pytest.mark.parametrize(
     ("loss", "reference"),
     [
-        ({"name": "cross_entropy", "class_weights": []}, nn.CrossEntropyLoss()),
+        (cross_entropy(), nn.CrossEntropyLoss()),
+        (cross_entropy(label_smoothing=0.1), nn.CrossEntropyLoss(label_smoothing=0.1)),
         (
-            {"name": "cross_entropy", "class_weights": [], "label_smoothing": 0.1},
-            nn.CrossEntropyLoss(label_smoothing=0.1),
+            cross_entropy(class_weights=WEIGHTS, label_smoothing=0.1),
+            nn.CrossEntropyLoss(torch.tensor(WEIGHTS), label_smoothing=0.1),
         ),
-        (
-            {"name": "cross_entropy", "class_weights": [1.0, 2.0, 0.5, 3.0], "label_smoothing": 0.1},
-            nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5, 3.0]), label_smoothing=0.1),
-        ),
-        ({"name": "nll", "class_weights": [1.0, 2.0, 0.5, 3.0]}, nn.NLLLoss(torch.tensor([1.0, 2.0, 0.5, 3.0]))),
+        ({"name": "nll", "class_weights": WEIGHTS}, nn.NLLLoss(torch.tensor(WEIGHTS))),
         ({"name": "mse"}, nn.MSELoss()),
     ],
     ids=lambda value: str(value)[:40],
-)  # fmt: skip
+)
 def test_losses_and_their_gradients_are_those_of_torch(loss, reference):
     logits = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 4, (3, 8), generator=torch.Generator().manual_seed(1))
@@ -44,8 +47,8 @@ def test_losses_and_their_gradients_are_those_of_torch(loss, reference):
 def test_a_member_has_the_bits_that_it_has_alone():
     logits = torch.randn(5, 10, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 4, (5, 10), generator=torch.Generator().manual_seed(1))
-    for loss in ({"name": "cross_entropy", "class_weights": [1.0, 2.0, 0.5, 3.0], "label_smoothing": 0.1},
-                 {"name": "nll", "class_weights": []}, {"name": "mse"}):  # fmt: skip
+    weighted = cross_entropy(class_weights=WEIGHTS, label_smoothing=0.1)
+    for loss in (weighted, {"name": "nll", "class_weights": []}, {"name": "mse"}):
         total, _, grad = loss_gradient(logits, labels, loss)
         for k in range(5):
             alone, _, own = loss_gradient(logits[k : k + 1], labels[k : k + 1], loss)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stagetree.models.layers import ACTIVATIONS
 from stagetree.models.losses import loss_gradient, loss_sums
-from stagetree.models.mlp import ACTIVATIONS, Pack, initial_state, sequential
+from stagetree.models.mlp import Pack, initial_state, sequential
 from stagetree.models.optimizers import CLASSES, PackOptimizer
 
 MODEL = {"hidden_sizes": [6, 5], "activation": "tanh", "dropout": 0.0}
@@ -29,7 +30,7 @@ def batches(n=5):
 
 
 def gradients(pack, x, y, loss, lr=None):
-    """A step's way forward and back, all members on the same pictures."""
+    """A step's way forward and back, all members on the same images."""
     tape = []
     logits = pack.forward(x.expand(len(pack), -1, -1), tape=tape)
     _, _, grad = loss_gradient(logits, y.expand(len(pack), -1), loss)
@@ -85,11 +86,9 @@ def test_a_members_products_have_the_same_bits_in_packs_of_any_size(n_in, n_out,
 
     def products(members):
         rows, back = x[members], grad[members]
-        return [
-            torch.baddbmm(bias[members], rows, weight[members]), torch.bmm(back, weight[members].transpose(1, 2)),
-            torch.bmm(rows.transpose(1, 2), back),
-            weight[members].clone().baddbmm_(rows.transpose(1, 2), back, alpha=-1),
-        ]  # fmt: skip
+        own, columns = weight[members], rows.transpose(1, 2)
+        forward, below = torch.baddbmm(bias[members], rows, own), torch.bmm(back, own.transpose(1, 2))
+        return [forward, below, torch.bmm(columns, back), own.clone().baddbmm_(columns, back, alpha=-1)]
 
     alone = [products(slice(k, k + 1)) for k in range(17)]
     for size in (2, 3, 4, 8, 17):
@@ -164,8 +163,8 @@ def test_optimizer_state_survives_saving_and_loading(name, seed):
 
 
 def test_dropout_masks_follow_the_generators_and_keep_the_mean():
-    pack = Pack([initial_state(seed, 7, 4, {**MODEL, "hidden_sizes": [4000]}) for seed in (0, 0, 0)],
-                activation="tanh", dropout=0.25)  # fmt: skip
+    wide = {**MODEL, "hidden_sizes": [4000]}
+    pack = Pack([initial_state(0, 7, 4, wide)] * 3, activation="tanh", dropout=0.25)
     shared, own = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     (mask,) = pack.masks(8, [shared, own, shared])
     assert torch.equal(mask[0], mask[2])

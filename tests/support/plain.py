@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stagetree.data import sampling
-from stagetree.models.mlp import ACTIVATIONS
+from stagetree.models.layers import ACTIVATIONS
 from stagetree.models.optimizers import CLASSES
 
 
@@ -31,7 +31,7 @@ def train(config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, float
     sizes = [x.shape[1], *config["model"]["hidden_sizes"]]
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), ACTIVATIONS[config["model"]["activation"]]()]
+        layers += [nn.Linear(n_in, n_out), getattr(nn, ACTIVATIONS[config["model"]["activation"]].layer)()]
         layers += [nn.Dropout(p)] if p else []
     net = nn.Sequential(*layers, nn.Linear(sizes[-1], len(y.unique())))
     loss = _loss(config["loss"])

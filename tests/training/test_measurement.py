@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from stagetree.data import cache
-from stagetree.errors import Stopped
-from stagetree.storage.events import PackBegan
+from stagetree.execution.shutdown import Stopped
 from stagetree.training import throughput
-from stagetree.training.epochs import Split
-from stagetree.training.measurement import measured
+from stagetree.training.epochs import Split, never
 from stagetree.tree.stage_tree import StageTree
 
 
@@ -26,7 +24,7 @@ def measure(bench):
             loads.append(spec)
             return Split.load(Path(info.folder), spec)
 
-        return measured(bench.output_dir, node, wanted, load), loads
+        return throughput.look_up_or_measure(bench.output_dir, node, wanted, load, never), loads
 
     return call
 
@@ -36,7 +34,7 @@ def test_packs_are_doubled_up_to_the_members_there_are(measure, optimizer):
     own, _ = measure(4, optimizer=optimizer)
     assert sorted(own.steps) == [1, 2, 4]
     assert all(seconds > 0 for seconds in own.steps.values())
-    assert own.picture_s > 0
+    assert own.image_s > 0
     assert own.decides(4)
 
 
@@ -66,13 +64,13 @@ def test_a_stop_ends_measuring_and_keeps_nothing(bench):
     (node,) = StageTree.build([run]).roots
     info = cache.prepare(bench.config().dataset, bench.output_dir)
     with pytest.raises(Stopped):
-        measured(bench.output_dir, node, 2, partial(Split.load, Path(info.folder)), check)
+        throughput.look_up_or_measure(bench.output_dir, node, 2, partial(Split.load, Path(info.folder)), check)
     assert throughput.find(bench.output_dir, run.trunk.pack_key) is None
 
 
 def test_workers_choose_packs_by_what_was_measured(bench):
     runs = [bench.run(seed=seed) for seed in range(6)]
-    keep = {"steps": {1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}, "picture_s": 1e-6}
-    throughput.keep(bench.output_dir, runs[0].trunk.pack_key, throughput.Speed(**keep))
-    packs = [event.uids for event in bench.train(*runs, pack_size="auto") if isinstance(event, PackBegan)]
+    own = throughput.Throughput({1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}, image_s=1e-6)
+    throughput.keep(bench.output_dir, runs[0].trunk.pack_key, own)
+    packs = [e["uids"] for e in bench.train(*runs, pack_size="auto") if e["kind"] == "pack"]
     assert {len(uids) for uids in packs} == {2}

@@ -1,15 +1,17 @@
 """How a tree is divided: what goes to which worker, what waits for what, and what trains side by side."""
 
+from dataclasses import replace
+
 import pytest
 import trunks
 
 from stagetree.tree import units
-from stagetree.tree.stage_tree import Finished, StageTree
-from stagetree.tree.units import even_packs, next_pack, predecessors
+from stagetree.tree.stage_tree import Finished, Node, StageTree
+from stagetree.tree.units import packs, predecessors
 
 
-def run(*stages, trunk=0, shape="s"):
-    return trunks.run(*stages, seed=trunk, data=shape)
+def run(*stages, trunk="t", shape="s"):
+    return trunks.run(*stages, seed=ord(trunk), data=shape)
 
 
 def cut_units(tree, workers, pack=None, **epoch_cost):
@@ -19,10 +21,7 @@ def cut_units(tree, workers, pack=None, **epoch_cost):
 
 
 def grid(n_roots, n_leaves, shape="s"):
-    return [
-        run((2, a), (1, b), shape=shape)
-        for a in range(1, n_roots + 1) for b in range(1, n_leaves + 1)
-    ]  # fmt: skip
+    return [run((2, a + 1), (1, b + 1), shape=shape) for a in range(n_roots) for b in range(n_leaves)]
 
 
 def uids(units):
@@ -36,6 +35,7 @@ def sizes(units):
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("shape", [(4, 4), (1, 16), (5, 1)])
 def test_units_train_each_node_once_and_can_start_in_their_order(workers, shape):
+    """Invariant 4, first part."""
     tree = StageTree.build(grid(*shape))
     units = cut_units(tree, workers)
     assert uids(units) == sorted(node.uid for node in tree.walk())
@@ -65,8 +65,8 @@ def test_one_worker_gets_all_in_one_unit():
 
 def test_what_is_below_a_fork_waits_for_its_trunk_alone():
     """Two trunks are cut, of 40 and of 10 epochs, beside a chain that is not: nobody waits for the slowest."""
-    runs = [run((40, 0.1), (5, lr)) for lr in range(1, 9)] + [run((10, 0.1), (5, lr), trunk=1) for lr in range(1, 9)]
-    units = cut_units(StageTree.build([*runs, run((20, 0.1), trunk=2)]), 4)
+    runs = [run((40, 0.1), (5, lr)) for lr in range(1, 9)] + [run((10, 0.1), (5, lr), trunk="u") for lr in range(1, 9)]
+    units = cut_units(StageTree.build([*runs, run((20, 0.1), trunk="v")]), 4)
     long, short, chain, *below = units
     assert [unit[0].epochs for unit in (long, short, chain)] == [40, 10, 20]
     assert predecessors(units) == [set()] * 3 + [{0}] * 4 + [{1}] * 4
@@ -80,13 +80,13 @@ def test_a_unit_of_final_figures_alone_does_not_wait_for_itself():
 
 
 def test_units_keep_equal_shapes_together():
-    runs = grid(4, 2, shape="s") + [run((2, a), trunk=1, shape="v") for a in range(1, 9)]
+    runs = grid(4, 2, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 9)]
     units = cut_units(StageTree.build(runs), 2)
     assert [{root.trunk.data for root in unit} for unit in units] == [{"s"}, {"v"}]
 
 
 def test_workers_get_equal_work_not_equal_counts():
-    runs = grid(6, 1, shape="s") + [run((2, a), trunk=1, shape="v") for a in range(1, 4)]
+    runs = grid(6, 1, shape="s") + [run((2, a), trunk="u", shape="v") for a in range(1, 4)]
     assert sizes(cut_units(StageTree.build(runs), 2, s=1, v=3)) == [6, 3]
 
 
@@ -114,16 +114,36 @@ def test_large_subtrees_are_cut_if_that_leaves_packs_full(leaves, pack, units):
 
 
 def test_the_next_pack_is_the_largest_group_of_one_shape_and_length():
-    ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk=3)]).roots
-    assert [node.lr for node in next_pack(ready, lambda nodes: 8)] == [0.2, 0.3]
-    assert len(next_pack(ready, lambda nodes: 1)) == 1
+    ready = StageTree.build([run((2, 0.1)), run((3, 0.2)), run((3, 0.3)), run((3, 0.4), shape="z", trunk="z")]).roots
+    assert [node.lr for node in next(packs(ready, lambda node, count: 8))] == [0.2, 0.3]
+    assert len(next(packs(ready, lambda node, count: 1))) == 1
 
 
 @pytest.mark.parametrize(
     ("members", "largest", "sizes"), [(5, 8, [5]), (8, 8, [8]), (9, 8, [4, 5]), (20, 8, [7, 6, 7]), (3, 1, [1, 1, 1])]
 )
 def test_packs_are_few_and_even(members, largest, sizes):
-    nodes = StageTree.build(run((1, 0.1), trunk=k) for k in range(members)).roots
-    packs = even_packs(nodes, largest)
-    assert sorted(map(len, packs)) == sorted(sizes)
-    assert [node for pack in packs for node in pack] == list(nodes)
+    nodes = StageTree.build(run((1, 0.1), trunk=chr(k)) for k in range(members)).roots
+    found = list(packs(nodes, lambda node, count: largest))
+    assert sorted(map(len, found)) == sorted(sizes)
+    assert [node for pack in found for node in pack] == list(nodes)
+
+
+def test_the_packs_of_a_unit_are_those_that_a_worker_comes_to():
+    """A worker asks for the next pack of what can start at that time; a plan for all packs at once."""
+    runs = [run((2, a), (b, c), trunk=t) for a in (0.1, 0.2) for b in (1, 2) for c in (1, 2, 3) for t in "tuv"]
+    whole = StageTree.build([*runs, run((2, 0.1), trunk="t"), run((1, 0.3), shape="z", trunk="z")])
+    states = {node.uid for node in whole.walk() if node.trunk.seed == ord("t") and node.epochs == 2 and node.depth == 1}
+    unit = whole.remaining(Finished(states=states)).roots
+    pending, came = [node for root in unit for node in root.walk()], []
+    while pending:
+        waiting = {node.uid for node in pending if node.epochs}
+        ready = [node for node in pending if node.parent not in waiting or node.parent == node.uid]
+        came.append([node.uid for node in next(packs([replace(node, children=()) for node in ready], largest))])
+        pending = [node for node in pending if node.uid not in came[-1]]
+    assert [[node.uid for node in pack] for pack in packs(unit, largest)] == came
+    assert {len(pack) for pack in came} == {1, 3, 4}
+
+
+def largest(node: Node, count: int) -> int:
+    return 3 if node.epochs == 1 else 4

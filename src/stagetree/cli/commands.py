@@ -85,17 +85,17 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command("rank the runs as a table, a CSV file and a page", "records:report", _REPORT),
     "ui": Command("open MLflow's user interface", "ui:serve", (_PORT,)),
     "data": Command(
-        "say what a data set holds, and draw sample images", "pictures:describe_data", (), "DATASET", ("dataset=",)
+        "say what a data set holds, and draw sample images", "data:describe_data", (), "DATASET", ("dataset=",)
     ),
     "predict": Command(
         "name the classes of images; RUN is best, a run's name, or the beginning of its id",
-        "pictures:predict",
+        "predict:predict",
         usage="RUN image.png ...",
         words=("run", "images"),
     ),
     "export": Command(
         "write a trained model that needs torch and safetensors alone",
-        "pictures:export_run",
+        "predict:export_run",
         usage="RUN DIR",
         words=("run", "folder"),
     ),

@@ -13,6 +13,7 @@ import numpy as np
 
 from stagetree.config.schema import Dataset
 from stagetree.data import readers
+from stagetree.data.readers import RawArrays
 from stagetree.errors import InputError
 from stagetree.storage.files import read_sealed, write_sealed
 from stagetree.tree.runs import canonical_json
@@ -46,6 +47,7 @@ class DataInfo:
 
     @property
     def in_features(self) -> int:
+        """Pixels of an image, those of all channels together."""
         channels, height, width = self.image_shape
         return channels * height * width
 
@@ -80,93 +82,60 @@ def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
     fingerprint = readers.fingerprint(dataset)
     info = _from_index(index, fingerprint)
     if info is None:
-        arrays, fingerprint = _read_settled(dataset, fingerprint)
-        _check(arrays, dataset)
-        info = _store(arrays, dataset.name, cache)
+        raw, fingerprint = _read_settled(dataset, fingerprint)
+        _check(raw, dataset)
+        info = _store(raw, dataset.name, cache)
         write_sealed(index, {"fingerprint": fingerprint, "info": asdict(info)})
     _describe(info)
     _check_settings(dataset, info)
     return replace(info, notes=(() if dataset.duplicates == "ignore" else info.notes) + _range_notes(dataset, info))
 
 
-def _read_settled(dataset: Dataset, fingerprint: str) -> tuple[readers.Source, str]:
+def _read_settled(dataset: Dataset, fingerprint: str) -> tuple[RawArrays, str]:
     """Read a source that nobody writes to meanwhile, and say in which state it is."""
     for _ in range(3):  # a download that was begun earlier is completed by the first
-        before, source, fingerprint = fingerprint, readers.read(dataset), readers.fingerprint(dataset)
+        before, raw, fingerprint = fingerprint, readers.read(dataset), readers.fingerprint(dataset)
         if before in (fingerprint, ""):
-            return source, fingerprint
+            return raw, fingerprint
     raise InputError(f"{dataset.root}: the data changes while it is read (run this again when it is complete)")
 
 
 def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
-    """What the cache holds, undamaged, of a source in this very state."""
+    """Look up what the cache holds, undamaged, of a source in this very state."""
     try:
         entry = read_sealed(index)
-        if entry["fingerprint"] != fingerprint:
-            return None
         folder = index.parent / Path(entry["info"]["folder"]).name  # nothing outside the cache
-        return _open(_to_info(entry["info"], folder)).info
+        info = _to_info(entry["info"], folder) if entry["fingerprint"] == fingerprint else None
     except Exception:
         return None  # it is only a cache: read the source again
+    return info if info and _open(info) else None
 
 
-def _open(info: DataInfo) -> "Arrays":
-    """Map the arrays of a folder of the cache, and verify their digest.
-
-    Raises:
-        Exception: they are gone or damaged; what numpy says of a damaged header is of many kinds.
-    """
-    # mode "c": nothing is written to the file, and torch takes the array without a warning
-    arrays = {key: np.load(Path(info.folder) / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
-    if _digest(arrays) != info.digest:
-        raise ValueError(f"{info.folder}: damaged")
-    return Arrays(info, **arrays)
-
-
-def _read_info(folder: Path) -> DataInfo:
-    return _to_info(read_sealed(folder / "data.json"), folder)
-
-
-def _to_info(values: Mapping[str, Any], folder: Path) -> DataInfo:
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return DataInfo(**{**plain, "folder": str(folder)})
-
-
-def _describe(info: DataInfo) -> None:
-    """Say beside the arrays what they are, where the last source of this content said otherwise."""
-    folder = Path(info.folder)
-    try:
-        known = _read_info(folder)
-    except Exception:
-        known = None  # gone or damaged
-    if known != info:
-        write_sealed(folder / "data.json", {**asdict(info), "folder": ""})
-
-
-def _store(source: readers.Source, name: str, cache: Path) -> DataInfo:
-    arrays = {key: np.ascontiguousarray(getattr(source, key)) for key in ARRAYS}
-    image_shape = tuple(map(int, arrays["train_images"].shape[1:]))
+def _store(raw: RawArrays, name: str, cache: Path) -> DataInfo:
+    """Write arrays into the cache, unless they are there: from another source, or by a quicker process."""
+    arrays = {key: np.ascontiguousarray(getattr(raw, key)) for key in ARRAYS}
     flat = {key: array.reshape(len(array), -1) if array.ndim > 1 else array for key, array in arrays.items()}
     digest = _digest(flat)
     info = DataInfo(
         folder=str(cache / digest[:16]),
         digest=digest,
         name=name,
-        image_shape=image_shape,
-        classes=source.classes,
+        image_shape=tuple(map(int, arrays["train_images"].shape[1:])),
+        classes=raw.classes,
         n_train=len(flat["train_labels"]),
         n_test=len(flat["test_labels"]),
         scale=255.0 if flat["train_images"].dtype == np.uint8 else 1.0,
         notes=_notes(name, flat),
         float_range=_float_range(flat),
     )
+    if _open(info):
+        return info
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=cache, prefix=".new-"))
     try:
         for key, array in flat.items():
             np.save(aside / f"{key}.npy", array, allow_pickle=False)
-        write_sealed(aside / "data.json", {**asdict(info), "folder": ""})
-        if not _is_there(info):
+        if not _open(info):
             shutil.rmtree(info.folder, ignore_errors=True)  # damaged
             os.replace(aside, info.folder)
     except OSError:
@@ -177,13 +146,33 @@ def _store(source: readers.Source, name: str, cache: Path) -> DataInfo:
     return info
 
 
-def _is_there(info: DataInfo) -> bool:
-    """Whether a source of the same content was stored before, or by a quicker process."""
+def _describe(info: DataInfo) -> None:
+    """Say beside the arrays what they are, where the last source of this content said otherwise."""
+    if _described(Path(info.folder)) != info:
+        write_sealed(Path(info.folder) / "data.json", {**asdict(info), "folder": ""})
+
+
+def _described(folder: Path) -> DataInfo | None:
+    """Read what `_describe` wrote; `None` if it is gone or damaged."""
     try:
-        _open(info)
+        return _to_info(read_sealed(folder / "data.json"), folder)
     except Exception:
-        return False
-    return True
+        return None
+
+
+def _to_info(values: Mapping[str, Any], folder: Path) -> DataInfo:
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return DataInfo(**{**plain, "folder": str(folder)})
+
+
+def _open(info: DataInfo) -> Arrays | None:
+    """Map the arrays of a folder of the cache; `None` if they are gone or damaged."""
+    try:
+        # mode "c": nothing is written to the file, and torch takes the array without a warning
+        arrays = {key: np.load(Path(info.folder) / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
+        return Arrays(info, **arrays) if _digest(arrays) == info.digest else None
+    except Exception:  # what numpy says of a damaged header is of many kinds
+        return None
 
 
 def _float_range(arrays: Mapping[str, np.ndarray]) -> tuple[float, float] | None:
@@ -193,7 +182,7 @@ def _float_range(arrays: Mapping[str, np.ndarray]) -> tuple[float, float] | None
     return float(min(part.min() for part in images)), float(max(part.max() for part in images))
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for key in ARRAYS:
         digest.update(f"{arrays[key].dtype.str}{arrays[key].shape}".encode())
@@ -202,16 +191,16 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def find(digest: str, output_dir: Path) -> DataInfo:
-    """What is known of data that was prepared before, by its digest.
+    """Look up what is known of data that was prepared before, by its digest.
 
     Raises:
         InputError: it is gone.
     """
     folder = output_dir / "data" / digest[:16]
-    try:
-        return _read_info(folder)
-    except Exception:
-        raise InputError(f"{folder}: the prepared data is gone (launch the sweep again; it is made again)") from None
+    info = _described(folder)
+    if info is None:
+        raise InputError(f"{folder}: the prepared data is gone (launch the sweep again; it is made again)")
+    return info
 
 
 def load(folder: Path, digest: str) -> Arrays:
@@ -220,11 +209,9 @@ def load(folder: Path, digest: str) -> Arrays:
     Raises:
         InputError: it is gone or damaged.
     """
-    try:
-        arrays = _open(_read_info(folder))
-    except Exception:
-        arrays = None
-    if arrays is None or arrays.info.digest != digest:
+    info = _described(folder)
+    arrays = _open(info) if info and info.digest == digest else None
+    if arrays is None:
         raise InputError(
             f"{folder}: the prepared data is gone or damaged (run the same command again; it is made again)"
         )
@@ -234,36 +221,36 @@ def load(folder: Path, digest: str) -> Arrays:
 # ---------------------------------------------------------------- checks
 
 
-def _check(source: readers.Source, dataset: Dataset) -> None:
+def _check(raw: RawArrays, dataset: Dataset) -> None:
     """Refuse what cannot be trained on."""
-    if source.test_images.shape[1:] != source.train_images.shape[1:]:
-        shapes = f"{source.train_images.shape[1:]} and {source.test_images.shape[1:]}"
-        raise InputError(f"{dataset.root}: training and test pictures must have one shape, got {shapes}")
-    if source.train_images.dtype != source.test_images.dtype:
-        types = f"{source.train_images.dtype} and {source.test_images.dtype}"
-        raise InputError(f"{dataset.root}: training and test pictures must have one type, got {types}")
-    n_classes = len(source.classes)
-    for part, labels in (("training", source.train_labels), ("test", source.test_labels)):
+    if raw.test_images.shape[1:] != raw.train_images.shape[1:]:
+        shapes = f"{raw.train_images.shape[1:]} and {raw.test_images.shape[1:]}"
+        raise InputError(f"{dataset.root}: training and test images must have one shape, got {shapes}")
+    if raw.train_images.dtype != raw.test_images.dtype:
+        types = f"{raw.train_images.dtype} and {raw.test_images.dtype}"
+        raise InputError(f"{dataset.root}: training and test images must have one type, got {types}")
+    n_classes = len(raw.classes)
+    for part, labels in (("training", raw.train_labels), ("test", raw.test_labels)):
         outside = labels[(labels < 0) | (labels >= n_classes)]
         if len(outside):
             raise InputError(
                 f"{dataset.root}: {part} labels must be 0 to {n_classes - 1}, got {outside[0]} "
-                "(every class needs training pictures)"
+                "(every class needs training images)"
             )
-    counts = np.bincount(source.train_labels, minlength=n_classes)
-    empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
+    counts = np.bincount(raw.train_labels, minlength=n_classes)
+    empty = [raw.classes[i] for i in np.flatnonzero(counts == 0)]
     if empty:
         raise InputError(
-            f"{dataset.root}: no training pictures of class {', '.join(empty)} (add some, or number the classes anew)"
+            f"{dataset.root}: no training images of class {', '.join(empty)} (add some, or number the classes anew)"
         )
 
 
 def _notes(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """Count test pictures that stand among the training pictures too."""
+    """Count test images that stand among the training images too."""
     train = {row.tobytes() for row in arrays["train_images"]}
     both = sum(row.tobytes() in train for row in arrays["test_images"])
     n_test = len(arrays["test_images"])
-    return (f"{name}: {both} of {n_test} test pictures stand in the training set too",) if both else ()
+    return (f"{name}: {both} of {n_test} test images stand in the training set too",) if both else ()
 
 
 def _check_settings(dataset: Dataset, info: DataInfo) -> None:
@@ -274,9 +261,9 @@ def _check_settings(dataset: Dataset, info: DataInfo) -> None:
             raise InputError(f"dataset.{name}: needs 1 value or one for each of {channels} channels, got {list(given)}")
     n_val = val_count(info.n_train, dataset.val_size)
     if n_val >= info.n_train:
-        raise InputError(f"dataset.val_size: must leave pictures to train on, got {n_val} of {info.n_train}")
+        raise InputError(f"dataset.val_size: must leave images to train on, got {n_val} of {info.n_train}")
     if dataset.val_size and not n_val:
-        raise InputError(f"dataset.val_size: {dataset.val_size} of {info.n_train} pictures is none (set 0 for none)")
+        raise InputError(f"dataset.val_size: {dataset.val_size} of {info.n_train} images is none (set 0 for none)")
     if info.notes and dataset.duplicates == "error":
         raise InputError(f"{info.notes[0]} (remove them, or set dataset.duplicates=warn)")
 
@@ -298,6 +285,6 @@ def _range_notes(dataset: Dataset, info: DataInfo) -> tuple[str, ...]:
 
 
 def val_count(n: int, val_size: int | float) -> int:
-    """Pictures of `n` that are held out for validation."""
+    """Count the images of `n` that are held out for validation; `val_size` is a count, or a fraction below 1."""
     # random_split floors each share and deals what is left over from the first, the training set, on
     return val_size if isinstance(val_size, int) else int(np.floor(n * val_size))

@@ -1,26 +1,34 @@
-"""Reading each kind of source into four plain arrays. Heavy libraries are imported only by the kind that needs them."""
+"""Read each kind of source into four plain arrays. Heavy libraries are imported only by the kind that needs them."""
 
 import hashlib
-import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from stagetree.config.schema import Dataset, Digits, Emnist, HeldOutTest, ImageFolder, Npz, Torchvision
+from stagetree.data.images import SUFFIXES, read_image
 from stagetree.errors import InputError, printable
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/**/*"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/**/*"),
+    "kmnist": ("KMNIST", "KMNIST/**/*"),
+    "qmnist": ("QMNIST", "QMNIST/**/*"),
+    "emnist": ("EMNIST", "EMNIST/**/*"),
+    "usps": ("USPS", "usps*"),
+    "svhn": ("SVHN", "*_32x32.mat"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/**/*"),
+    "cifar100": ("CIFAR100", "cifar-100-python/**/*"),
+}
+"""For each of torchvision's data sets its class and, below the root, its files."""
 
 
 @dataclass(frozen=True)
-class Source:
+class RawArrays:
     """A data set as read: images `(n, c, h, w)` uint8 or float32, labels int64 `(n,)` from 0."""
 
     train_images: np.ndarray
@@ -30,13 +38,13 @@ class Source:
     classes: tuple[str, ...]
 
 
-def read(dataset: Dataset) -> Source:
+def read(dataset: Dataset) -> RawArrays:
     """Read a data set, downloading it if it can be and is not there.
 
     Raises:
         InputError: with the file or folder and what to do.
     """
-    readers: dict[type, Callable[[Any], Source]] = {
+    readers: dict[type, Callable[[Any], RawArrays]] = {
         Digits: _read_digits,
         Torchvision: _read_torchvision,
         Emnist: _read_torchvision,
@@ -66,20 +74,13 @@ def _files(dataset: Dataset) -> Iterable[Path]:
         return [path for path in [root / dataset.file] if path.is_file()]
     if isinstance(dataset, ImageFolder):
         return [path for path in root.rglob("*") if path.is_file()]
-    folders = {
-        "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST", "emnist": "EMNIST",
-        "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python",
-    }  # fmt: skip
-    patterns = {"usps": "usps*", "svhn": "*_32x32.mat"}
-    if dataset.name in patterns:
-        return root.glob(patterns[dataset.name])
-    return [path for path in (root / folders[dataset.name]).rglob("*") if path.is_file()]
+    return [path for path in root.glob(TORCHVISION[dataset.name][1]) if path.is_file()]
 
 
 # ---------------------------------------------------------------- digits, npz
 
 
-def _read_digits(dataset: Digits) -> Source:
+def _read_digits(dataset: Digits) -> RawArrays:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -89,7 +90,7 @@ def _read_digits(dataset: Digits) -> Source:
     return _hold_out(dataset, images, labels, tuple(map(str, digits.target_names)))
 
 
-def _read_npz(dataset: Npz) -> Source:
+def _read_npz(dataset: Npz) -> RawArrays:
     root, path = Path(dataset.root), Path(dataset.root) / dataset.file
     if not path.resolve().is_relative_to(root.resolve()):
         raise InputError(
@@ -111,7 +112,7 @@ def _read_npz(dataset: Npz) -> Source:
     classes = _class_names(path, found.get("classes"), train[1])
     if "test_x" not in found:
         return _hold_out(dataset, *train, classes)
-    return Source(*train, *_checked_arrays(path, found["test_x"], found["test_y"], "test"), classes)
+    return RawArrays(*train, *_checked_arrays(path, found["test_x"], found["test_y"], "test"), classes)
 
 
 def _checked_arrays(path: Path, x: np.ndarray, y: np.ndarray, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +132,7 @@ def _checked_arrays(path: Path, x: np.ndarray, y: np.ndarray, part: str) -> tupl
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
         if not np.isfinite(x).all():
-            raise InputError(f"{path}: {part}_x holds NaN or infinity (replace or drop those pictures)")
+            raise InputError(f"{path}: {part}_x holds NaN or infinity (replace or drop those images)")
     if x.ndim == 2:
         x = x[:, None, None, :]
     elif x.ndim == 3:
@@ -162,40 +163,37 @@ def _class_names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> tu
     return tuple(printable(text) for text in texts.tolist())
 
 
-def _hold_out(dataset: HeldOutTest, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Source:
+def _hold_out(dataset: HeldOutTest, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> RawArrays:
     """Take a test set from data that has none: a count or a fraction, by a permutation from its seed."""
     n, size = len(images), dataset.test_size
     n_test = size if isinstance(size, int) else round(size * n)
     if not 0 < n_test < n:
         raise InputError(
-            f"dataset.test_size: this data has no test set of its own, so some of its {n} pictures must be held out, "
+            f"dataset.test_size: this data has no test set of its own, so some of its {n} images must be held out, "
             f"got {size} (set dataset.test_size=0.2)"
         )
     order = np.random.default_rng(dataset.test_seed).permutation(n)
     test, train = np.sort(order[:n_test]), np.sort(order[n_test:])
-    return Source(images[train], labels[train], images[test], labels[test], classes)
+    return RawArrays(images[train], labels[train], images[test], labels[test], classes)
 
 
 # ---------------------------------------------------------------- torchvision
 
 
-def _read_torchvision(dataset: Torchvision | Emnist) -> Source:
-    import torchvision.datasets as tv
+def _read_torchvision(dataset: Torchvision | Emnist) -> RawArrays:
+    import torchvision.datasets
 
-    makers = {
-        "mnist": tv.MNIST, "fashion_mnist": tv.FashionMNIST, "kmnist": tv.KMNIST, "emnist": tv.EMNIST,
-        "qmnist": tv.QMNIST, "usps": tv.USPS, "svhn": tv.SVHN, "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100,
-    }  # fmt: skip
+    maker = getattr(torchvision.datasets, TORCHVISION[dataset.name][0])
     options = {"split": dataset.split} if isinstance(dataset, Emnist) else {}
     parts = []
     for train in (True, False):
         which = {"split": "train" if train else "test"} if dataset.name == "svhn" else {"train": train}
-        parts.append(_open_torchvision(makers[dataset.name], dataset, {**which, **options}))
+        parts.append(_open_torchvision(maker, dataset, {**which, **options}))
     arrays = [array for part in parts for array in _torchvision_arrays(part, dataset)]
     classes = getattr(parts[0], "classes", None) or sorted(set(arrays[1].tolist()))
     if isinstance(dataset, Emnist) and dataset.split == "letters":
         classes = classes[1:]  # torchvision lists "N/A" as class 0
-    return Source(*arrays, tuple(map(str, classes)))
+    return RawArrays(*arrays, tuple(map(str, classes)))
 
 
 def _open_torchvision(maker: type, dataset: Dataset, options: dict[str, Any]) -> Any:
@@ -232,22 +230,22 @@ def _torchvision_arrays(part: Any, dataset: Dataset) -> tuple[np.ndarray, np.nda
 # ---------------------------------------------------------------- image_folder
 
 
-def _read_image_folder(dataset: ImageFolder) -> Source:
+def _read_image_folder(dataset: ImageFolder) -> RawArrays:
     root = Path(dataset.root)
     train = root / "train" if (root / "train").is_dir() else root
     if not train.is_dir():
-        raise InputError(f"{root}: no such folder (set dataset.root to a folder with one folder of pictures a class)")
+        raise InputError(f"{root}: no such folder (set dataset.root to a folder with one folder of images a class)")
     classes = tuple(_class_folders(train))
     if not classes:
-        raise InputError(f"{train}: has no folders (one folder of pictures for each class is expected)")
-    train_arrays = _read_pictures(train, classes, dataset)
+        raise InputError(f"{train}: has no folders (one folder of images for each class is expected)")
+    train_arrays = _read_folder(train, classes, dataset)
     if train == root or not (root / "test").is_dir():
         return _hold_out(dataset, *train_arrays, tuple(map(printable, classes)))
     unknown = set(_class_folders(root / "test")) - set(classes)
     if unknown:
         raise InputError(f"{root / 'test'}: has classes that {train} has not: {', '.join(sorted(unknown))}")
-    test_arrays = _read_pictures(root / "test", classes, dataset)
-    return Source(*train_arrays, *test_arrays, tuple(map(printable, classes)))
+    test_arrays = _read_folder(root / "test", classes, dataset)
+    return RawArrays(*train_arrays, *test_arrays, tuple(map(printable, classes)))
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -255,104 +253,17 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _read_pictures(folder: Path, classes: tuple[str, ...], dataset: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
+def _read_folder(folder: Path, classes: tuple[str, ...], dataset: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
     for label, name in enumerate(classes):
         for path in sorted((folder / name).glob("*")):
-            if path.suffix.lower() not in PICTURES:
+            if path.suffix.lower() not in SUFFIXES:
                 continue
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"{path}: leads out of {folder} (copy the picture instead of linking it)")
-            size = {"height": dataset.height, "width": dataset.width, "grayscale": dataset.grayscale}
-            images.append(read_picture(path, **size))
+                raise InputError(f"{path}: leads out of {folder} (copy the image instead of linking it)")
+            image = read_image(path, height=dataset.height, width=dataset.width, grayscale=dataset.grayscale)
+            images.append(image)
             labels.append(label)
     if not images:
-        raise InputError(f"{folder}: has no pictures ({', '.join(sorted(PICTURES))}) in its classes' folders")
+        raise InputError(f"{folder}: has no images ({', '.join(sorted(SUFFIXES))}) in its classes' folders")
     return np.stack(images), np.array(labels, dtype=np.int64)
-
-
-def read_picture(path: Path, *, height: int, width: int, grayscale: bool, resize: bool = True) -> np.ndarray:
-    """Read one image file as uint8 `(c, height, width)`.
-
-    It is turned as its EXIF data says. 16 bits, and floats from 0 to 1, are scaled to 0..255; what is transparent is
-    laid on white, as viewers of images do.
-
-    Args:
-        path: of the file; of several frames, the first is read.
-        height: in pixels.
-        width: in pixels.
-        grayscale: one channel instead of three.
-        resize: to that size; `False` refuses another.
-
-    Raises:
-        InputError: it cannot be read, is too large to be an image, or leaves open what its values mean.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            image = _as_bytes(ImageOps.exif_transpose(opened), opened.format, path)
-            image = _visible(image, path).convert("L" if grayscale else "RGB")
-            if image.size != (width, height):
-                if not resize:
-                    raise InputError(
-                        f"{path}: expected {width} x {height} pixels, since the model was trained on rows of numbers, "
-                        f"got {image.width} x {image.height} (train on arrays (n, h, w), and any size can be read)"
-                    )
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-            array = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as a picture: {error} (repair or remove it)") from None
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _as_bytes(image: "Image.Image", file_format: str | None, path: Path) -> "Image.Image":
-    """Scale deep images to bytes, as Pillow's own conversion, which cuts off above 255, does not.
-
-    Args:
-        image: of any mode.
-        file_format: as Pillow names it.
-        path: of the file.
-
-    Raises:
-        InputError: nothing says which value is white.
-    """
-    from PIL import Image
-
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    # Pillow itself scales what a PGM file has to 16 bits; others' largest value may be that of 12 bits, or of 8
-    scaled = image.mode == "I" and file_format == "PPM"
-    deep = scaled or image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG")
-    if deep and (scaled or high == 0 or high >= 4096) and "transparency" not in image.info:
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    if image.mode == "F" and low >= 0 and high <= 1:
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if not deep and low >= 0 and high <= 255:
-        return image
-    kind = "16-bit values" if deep else "floats" if image.mode == "F" else "32-bit whole numbers"
-    raise InputError(
-        f"{path}: its {kind} from {low:g} to {high:g} leave open which of them is white (save it as 8 bits)"
-    )
-
-
-def _visible(image: "Image.Image", path: Path) -> "Image.Image":
-    """Lay what is transparent on white.
-
-    Raises:
-        InputError: the drawing is white itself.
-    """
-    from PIL import Image
-
-    if not image.has_transparency_data:
-        return image
-    layers = image.convert("RGBA")
-    least, most = layers.getchannel("A").getextrema()
-    if least == 255:
-        return image
-    flat = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    if least < most and all(low == high for low, high in flat.getextrema()):
-        raise InputError(f"{path}: white on transparent, which is laid on white (save it with a dark background)")
-    return flat

@@ -1,4 +1,4 @@
-"""Which pictures a run sees, in which order and as which numbers: splits, epoch orders, normalisation."""
+"""Which images a run sees, in which order and as which numbers: splits, epoch orders, normalisation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def split(n: int, val_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
     """Choose training and validation members: int64 indices, as `torch.utils.data.random_split` does.
 
     Args:
-        n: pictures to divide.
+        n: images to divide.
         val_size: a count, or a fraction below 1; 0: all are for training, in the data's own order.
         seed: of the generator.
     """
@@ -54,8 +54,10 @@ def to_float(pixels: Tensor, info: DataInfo, mean: Sequence[float], std: Sequenc
         info: of their data set.
         mean: for each channel, or one for all; empty: 0.
         std: likewise; empty: 1.
-    """
 
+    Returns:
+        Float32 of the same shape, on the same device.
+    """
     x = pixels.float()
     if info.scale != 1.0:
         x = x.div_(info.scale)

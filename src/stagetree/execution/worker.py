@@ -33,7 +33,7 @@ from stagetree.storage.unit_files import read_unit
 from stagetree.training.devices import use_device
 from stagetree.training.trainer import PackTrainer
 from stagetree.tree.stage_tree import Node, path_to
-from stagetree.tree.units import next_pack
+from stagetree.tree.units import packs
 
 WAIT_S = 0.2
 
@@ -115,7 +115,7 @@ class _UnitTraining:
         return [node for node in self._pending if node.parent not in waiting or node.parent == node.uid]
 
     def _choose(self, ready: Sequence[Node]) -> list[Node]:
-        return next_pack(ready, self._trainer.largest_pack)
+        return next(packs(ready, self._trainer.largest_pack))
 
     def _claim_pack(self) -> list[Node]:
         """Choose nodes and claim them; none if others are at work on all that could be trained now."""

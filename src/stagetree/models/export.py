@@ -1,7 +1,6 @@
 """A finished run for programs that know nothing of this one: plain files, none of them a pickle."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,6 @@ from safetensors.numpy import save_file
 
 from stagetree.errors import InputError
 from stagetree.models.inference import Network
-
-LAYERS = {
-    "relu": "ReLU", "leaky_relu": "LeakyReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "gelu": "GELU", "silu": "SiLU",
-    "elu": "ELU",
-}  # fmt: skip
-"""Names in torch.nn."""
 
 
 def export(network: Network, folder: Path, about: dict[str, Any]) -> None:
@@ -44,15 +37,10 @@ def export(network: Network, folder: Path, about: dict[str, Any]) -> None:
 
 
 def describe_model(network: Network) -> dict[str, Any]:
-    """What another program needs beside the weights: layers as torch.nn's names with arguments, inputs, classes."""
-    layers: list[list[Any]] = []
-    sizes = [network.info.in_features, *network.hidden_sizes]
-    for n_in, n_out in pairwise(sizes):
-        layers += [["Linear", n_in, n_out], [LAYERS[network.activation]]]
-        layers += [["Dropout", network.dropout]] if network.dropout else []
+    """Describe what another program needs beside the weights: layers, what turns pixels into inputs, classes."""
     channels = network.info.image_shape[0]
     return {
-        "layers": [*layers, ["Linear", sizes[-1], len(network.info.classes)]],
+        "layers": network.layers,
         "classes": list(network.info.classes),
         "image_shape": list(network.info.image_shape),
         "scale": network.info.scale,
@@ -75,7 +63,7 @@ from torch import nn
 
 model = nn.Sequential({layers}).eval()
 model.load_state_dict(load_file("weights.safetensors"))
-pixels = torch.zeros(1, {shape})  # pictures: n, channels, height, width, 0 to {scale:g}
+pixels = torch.zeros(1, {shape})  # images: n, channels, height, width, 0 to {scale:g}
 mean, std = torch.tensor({model["mean"]}).view(-1, 1, 1), torch.tensor({model["std"]}).view(-1, 1, 1)
 print(model(((pixels / {scale} - mean) / std).flatten(1)).softmax(-1).detach())  # classes: {classes}
 '''

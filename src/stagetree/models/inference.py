@@ -1,20 +1,23 @@
-"""A trained MLP in plain numpy: classes of pictures, without the seconds that importing torch takes.
+"""A trained MLP in plain numpy: it classifies images without the 2 s that importing torch takes.
 
-Only for looking at results. What is recorded of a run was computed by `epoch.evaluate`; the two agree to rounding.
+Only for looking at results: `stagetree predict`, and the page that ends each sweep, need no torch but for this. What is
+recorded of a run was computed by `epochs.evaluate`; the two agree to rounding.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stagetree.data import cache
 from stagetree.data.cache import DataInfo
+from stagetree.models.layers import ACTIVATIONS, list_layers
 from stagetree.storage import checkpoints
 
 ROWS = 1000
-"""Pictures computed at a time."""
+"""Images computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,10 @@ class Network:
     """Of the data it was trained on."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    hidden_sizes: tuple[int, ...]
-    activation: str
-    dropout: float
+    model: Mapping[str, Any]
+    """The model group's settings."""
     weights: Mapping[str, np.ndarray]
-    """Named and laid out as in `model.sequential`, float32."""
+    """Named and laid out as in `mlp.sequential`, float32."""
 
     @classmethod
     def load(cls, output_dir: Path, uid: str) -> "Network":
@@ -41,14 +43,16 @@ class Network:
         """
         record, weights = checkpoints.load_weights(checkpoints.folder_of(output_dir), uid)
         trunk = record.trunk
-        model, info = trunk.model, cache.find(trunk.data, output_dir)
+        info = cache.find(trunk.data, output_dir)
         channels = max(len(trunk.mean), len(trunk.std))
         if channels > 1 and channels != info.image_shape[0]:  # since then its content was prepared in another shape
             info = replace(info, image_shape=(channels, 1, info.in_features // channels))
-        return cls(
-            info, trunk.mean, trunk.std, tuple(model["hidden_sizes"]), model["activation"],
-            model["dropout"], weights,
-        )  # fmt: skip
+        return cls(info, trunk.mean, trunk.std, trunk.model, weights)
+
+    @property
+    def layers(self) -> list[tuple[Any, ...]]:
+        """As `list_layers` gives them."""
+        return list_layers(self.info.in_features, len(self.info.classes), **self.model)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Compute the softmax of the logits.
@@ -63,11 +67,11 @@ class Network:
 
     def _logits(self, pixels: np.ndarray) -> np.ndarray:
         x = self.inputs(pixels)
-        names = sorted((name for name in self.weights if name.endswith("weight")), key=lambda name: int(name[:-7]))
-        for name in names:
-            x = x @ self.weights[name].T + self.weights[name.replace("weight", "bias")]
-            if name != names[-1]:
-                x = ACTIVATIONS[self.activation](x)
+        for place, (name, *_) in enumerate(self.layers):
+            if name == "Linear":
+                x = x @ self.weights[f"{place}.weight"].T + self.weights[f"{place}.bias"]
+            elif name != "Dropout":
+                x = ACTIVATIONS[self.model["activation"]].in_numpy(x)
         return x
 
     def inputs(self, pixels: np.ndarray) -> np.ndarray:
@@ -91,30 +95,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    from scipy.special import expit
-
-    return expit(x)
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    from scipy.special import ndtr
-
-    return x * ndtr(x)
-
-
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "relu": lambda x: np.maximum(x, 0),
-    "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
-    "tanh": np.tanh,
-    "sigmoid": _sigmoid,
-    "gelu": _gelu,
-    "silu": lambda x: x * _sigmoid(x),
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-}
-"""As torch.nn defines them, with its default parameters."""
-
-
 # ---------------------------------------------------------------- misclassified images
 
 
@@ -125,15 +105,15 @@ class Misclassified:
     index: int
     """In the test set."""
     label: int
-    said: int
+    predicted: int
     confidence: float
-    """Probability of the class it said."""
+    """Probability of the predicted class."""
 
 
 def confusion(
     network: Network, pixels: np.ndarray, labels: np.ndarray, most: int
 ) -> tuple[np.ndarray, list[Misclassified]]:
-    """Count what a run makes of labelled images.
+    """Count which classes a run predicts for labelled images.
 
     Args:
         network: of the run.
@@ -146,10 +126,10 @@ def confusion(
         which the run was surest.
     """
     probabilities = network.probabilities(pixels)
-    said = probabilities.argmax(1)
+    predicted = probabilities.argmax(1)
     n_classes = len(network.info.classes)
-    matrix = np.bincount(labels * n_classes + said, minlength=n_classes**2).reshape(n_classes, n_classes)
-    confidence = probabilities[np.arange(len(said)), said]
-    wrong = np.flatnonzero(said != labels)
+    matrix = np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
+    confidence = probabilities[np.arange(len(predicted)), predicted]
+    wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    return matrix, [Misclassified(int(i), int(labels[i]), int(said[i]), float(confidence[i])) for i in worst]
+    return matrix, [Misclassified(int(i), int(labels[i]), int(predicted[i]), float(confidence[i])) for i in worst]

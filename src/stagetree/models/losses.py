@@ -1,4 +1,7 @@
-"""Losses of a pack and their gradients, written out: a third of the time that autograd takes, with the same kernels."""
+"""Losses of a pack and their gradients, written out: a third of the time that autograd takes, with the same kernels.
+
+The kernels are called through `torch.ops.aten`, since `torch.nn.functional` offers none that go back.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -12,7 +15,7 @@ NO_REDUCTION, IGNORED = 0, -100  # as torch numbers them
 
 
 def loss_sums(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor, Tensor | float]:
-    """Sum each member's loss over its pictures, and the pictures' weights: their quotient is the mean loss.
+    """Sum each member's loss over its images, and the images' weights: their quotient is the mean loss.
 
     Args:
         logits: `(K, b, n_classes)`.
@@ -20,14 +23,14 @@ def loss_sums(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor, Te
         loss: a loss group's settings.
 
     Returns:
-        Float32 `(K,)` both; without class weights each picture weighs 1, and the second is one number.
+        Float32 `(K,)` both; without class weights each image weighs 1, and the second is one number.
     """
     total, weight, _ = loss_gradient(logits, labels, loss)
     return total, weight
 
 
 def loss_gradient(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor, Tensor | float, Tensor]:
-    """What `loss_sums` gives, and the gradient of each member's mean loss with respect to its logits."""
+    """Compute `loss_sums`, and the gradient of each member's mean loss with respect to its logits, shaped like them."""
     k, b, n_classes = logits.shape
     if loss["name"] == "mse":
         error = logits - (labels[..., None] == torch.arange(n_classes, device=labels.device)).to(logits)
@@ -39,7 +42,7 @@ def loss_gradient(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor
     rows, seen = aten.nll_loss_forward(log_p, flat, weights, NO_REDUCTION, IGNORED)
     weight = float(b) if weights is None else weights[flat].view(k, b).sum(1)
     share = logits.new_full((k, 1), 1 / b) if weights is None else (1 / weight)[:, None]
-    each = share.expand(k, b).reshape(-1)  # what a picture's loss counts for
+    each = share.expand(k, b).reshape(-1)  # what an image's loss counts for
     grad = aten.nll_loss_backward((1 - smoothing) * each, log_p, flat, weights, NO_REDUCTION, IGNORED, seen)
     if smoothing:
         even = smoothing / n_classes * (1.0 if weights is None else weights)

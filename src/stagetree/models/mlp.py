@@ -5,63 +5,42 @@ out contiguous. On the CPU at one thread `torch.baddbmm` gives a member the same
 one wide product over all members would not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stagetree.models.layers import ACTIVATIONS, list_layers
 from stagetree.storage.checkpoints import State
 
-aten = torch.ops.aten
-
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "elu": nn.ELU,
-}
-
-_PACKED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
-    "relu": (torch.relu, lambda grad, z, out: aten.threshold_backward(grad, out, 0)),
-    "leaky_relu": (F.leaky_relu, lambda grad, z, out: aten.leaky_relu_backward(grad, z, 0.01, False)),
-    "tanh": (torch.tanh, lambda grad, z, out: aten.tanh_backward(grad, out)),
-    "sigmoid": (torch.sigmoid, lambda grad, z, out: aten.sigmoid_backward(grad, out)),
-    "gelu": (F.gelu, lambda grad, z, out: aten.gelu_backward(grad, z)),
-    "silu": (F.silu, lambda grad, z, out: aten.silu_backward(grad, z)),
-    "elu": (F.elu, lambda grad, z, out: aten.elu_backward(grad, 1.0, 1.0, 1.0, False, z)),
-}
-"""For each activation the function and what turns the gradient of its output into that of its input."""
-
-PAGE = 1024  # floats
-PAD = 16  # floats: a cache line
+PAGE = 1024
+"""Floats."""
+PAD = 16
+"""Floats: a line of the cache."""
 
 
-def sequential(
-    in_features: int, hidden_sizes: Sequence[int], n_classes: int, *, activation: str, dropout: float = 0.0
-) -> nn.Sequential:
+def sequential(in_features: int, n_classes: int, **model: Any) -> nn.Sequential:
     """Build the plain module: it takes float32 `(b, in_features)` and gives logits `(b, n_classes)`.
 
     Weight files use its `state_dict` names.
+
+    Args:
+        in_features: as for `list_layers`, like the others.
+        n_classes: outputs.
+        model: the model group's settings.
     """
-    layers: list[nn.Module] = []
-    sizes = [in_features, *hidden_sizes]
-    for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
-        layers += [nn.Dropout(dropout)] if dropout else []
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], n_classes))
+    layers = list_layers(in_features, n_classes, **model)
+    return nn.Sequential(*(getattr(nn, name)(*arguments) for name, *arguments in layers))
 
 
 def initial_state(seed: int, in_features: int, n_classes: int, model: Mapping) -> State:
-    """The weights that `torch.manual_seed(seed)` and plain `nn.Linear` layers give; global state is left alone."""
+    """Draw the weights that `torch.manual_seed(seed)` and plain `nn.Linear` layers give; global state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return sequential(in_features, n_classes=n_classes, **model).state_dict()
+        return sequential(in_features, n_classes, **model).state_dict()
 
 
 class Layer(NamedTuple):
@@ -100,7 +79,8 @@ class Pack:
     ):
         # by layer, the weight before the bias, whatever order a file gave them
         self.names = sorted(states[0], key=lambda name: (int(name.split(".")[0]), name.endswith("bias")))
-        self._activate, self._derivative = _PACKED[activation]
+        self._activate = getattr(F, activation)
+        self._derivative = partial(ACTIVATIONS[activation].backward, torch.ops.aten)
         self.dropout = dropout
         self.parameters = []
         for name in self.names:
@@ -174,7 +154,7 @@ class Pack:
         """Draw inverted dropout for a minibatch: for each hidden layer `(K, b, h)` of 0 or `1 / (1 - p)`.
 
         Args:
-            b: pictures.
+            b: images.
             generators: one for each member; members that share one see equal masks.
         """
         hidden = [bias.shape[2] for bias in self.parameters[1:-1:2]] if self.dropout else []

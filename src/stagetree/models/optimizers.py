@@ -43,7 +43,7 @@ class PackOptimizer:
         options = {"fused": True} if name in FUSED or (name == "adagrad" and not on_cuda) else {}
         if on_cuda and name in CAPTURABLE:
             options["capturable"] = True
-            # the steps before a graph is recorded are no mistake
+            # the steps before a graph is recorded are meant
             warnings.filterwarnings("ignore", message=".*without CUDA graph capture")
         # each member's settings go through the constructor: some of torch.optim's read them there, not from groups
         alone = [

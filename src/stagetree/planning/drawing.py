@@ -41,7 +41,7 @@ def show(plan: PlanSummary, tree: StageTree, names: Mapping[Trunk, str], console
     line = f"units: {len(plan['units'])} for {plan['workers']} worker{'s' * (plan['workers'] > 1)}"
     line += f" ({waiting} wait for others)" if waiting else ""
     if plan.largest_pack is not None:
-        line += f", packs of up to {plan['largest_pack']}"
+        line += f", packs of up to {plan.largest_pack}"
     line += f"; {size(plan['estimated_bytes'])} on disk"
     if plan.estimated_seconds is not None:
         line += f"; {duration(plan['estimated_seconds'])}, by what this machine was measured to train"

@@ -1,4 +1,4 @@
-"""How long a sweep will take: its packs, as workers would choose them, at the speeds that were measured."""
+"""How long a sweep will take: its packs, as workers will choose them, at the throughput that was measured."""
 
 import heapq
 import math
@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from stagetree.data.cache import DataInfo, val_count
-from stagetree.training.throughput import Speed
+from stagetree.training.throughput import Throughput
 from stagetree.tree.runs import PackKey, Settings
 from stagetree.tree.stage_tree import Node, StageTree
-from stagetree.tree.units import Unit, even_packs, predecessors
+from stagetree.tree.units import Unit, packs, predecessors
 
 START_S = 6.0
 """From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
@@ -24,23 +24,23 @@ UNFOLDED = 1.5
 
 
 def epoch_costs(
-    shapes: Iterable[PackKey], speeds: Mapping[PackKey, Speed], infos: Mapping[str, DataInfo]
+    keys: Iterable[PackKey], throughputs: Mapping[PackKey, Throughput], infos: Mapping[str, DataInfo]
 ) -> dict[PackKey, float]:
-    """Work of a member's epoch of each shape, for dividing it between workers.
+    """Weigh a member's epoch for each pack key, for dividing the work between workers.
 
     In seconds if all shapes were measured; else by what is multiplied, in any unit.
     """
-    specs = set(shapes)
-    if specs <= speeds.keys():
-        bests = {shape: speeds[shape].best for shape in specs}
-        return {shape: _steps(shape, infos) * speeds[shape].step(bests[shape]) / bests[shape] for shape in specs}
-    return {shape: shape.n_params * infos[shape.data].n_train * (1.0 if shape.folded else UNFOLDED) for shape in specs}
+    keys = set(keys)
+    if keys <= throughputs.keys():
+        bests = {key: throughputs[key].best_size for key in keys}
+        return {key: _steps(key, infos) * throughputs[key].step_s(bests[key]) / bests[key] for key in keys}
+    return {key: key.n_params * infos[key.data].n_train * (1.0 if key.folded else UNFOLDED) for key in keys}
 
 
 def seconds(
     units: Sequence[Unit],
     workers: int,
-    speeds: Mapping[PackKey, Speed],
+    throughputs: Mapping[PackKey, Throughput],
     infos: Mapping[str, DataInfo],
     pack_size: int | str,
 ) -> float | None:
@@ -49,21 +49,25 @@ def seconds(
     Args:
         units: in the order in which they are started.
         workers: units that run at a time.
-        speeds: by shape.
+        throughputs: by pack key.
         infos: by digest of the data.
         pack_size: most members of a pack, or `"auto"`.
 
     Returns:
         Seconds; `None` if a shape was not measured yet.
     """
-    if any(node.pack_key not in speeds for unit in units for root in unit for node in root.walk()):
+    if not _are_measured(units, throughputs):
         return None
-    durations = [unit_s(unit, speeds, infos, pack_size) for unit in units]
+    durations = [unit_s(unit, throughputs, infos, pack_size) for unit in units]
     return START_S + makespan(durations, predecessors(units), workers) if units else 0.0
 
 
+def _are_measured(units: Sequence[Unit], throughputs: Mapping[PackKey, Throughput]) -> bool:
+    return all(node.pack_key in throughputs for unit in units for root in unit for node in root.walk())
+
+
 def makespan(durations: Sequence[float], after: Sequence[Collection[int]], workers: int) -> float:
-    """When the last unit ends, if each worker that is free takes the first unit that can start.
+    """Compute when the last unit ends, in seconds, if each worker that is free takes the first unit that can start.
 
     Args:
         durations: of the units, in seconds, in the order of their start.
@@ -90,13 +94,11 @@ def makespan(durations: Sequence[float], after: Sequence[Collection[int]], worke
     return now
 
 
-def largest_pack(units: Sequence[Unit], speeds: Mapping[PackKey, Speed], pack_size: int | str) -> int | None:
-    """Most members that will train side by side; `None` until all shapes were measured."""
-    levels = [level for unit in units for level in _levels(unit)]
-    if any(shape not in speeds for shape, _ in levels):
+def largest_pack(units: Sequence[Unit], throughputs: Mapping[PackKey, Throughput], pack_size: int | str) -> int | None:
+    """Count the most members that will train side by side; `None` until all shapes were measured."""
+    if not _are_measured(units, throughputs):
         return None
-    sizes = [min(len(members), _largest(speeds[shape], pack_size)) for shape, members in levels]
-    return max(sizes, default=0)
+    return max((len(pack) for unit in units for pack in _packs(unit, throughputs, pack_size)), default=0)
 
 
 def disk_bytes(tree: StageTree) -> int:
@@ -113,42 +115,31 @@ def disk_bytes(tree: StageTree) -> int:
 
 
 def _moments(optimizer: Settings) -> int:
-    """Tensors of the weights' size that an optimizer keeps."""
+    """Count the tensors of the weights' size that an optimizer keeps."""
     name, extra = optimizer["name"], bool(optimizer.get("momentum")) + bool(optimizer.get("centered"))
     return {"sgd": 0, "rmsprop": 1, "adagrad": 1}.get(name, 2) + extra
 
 
-def _levels(unit: Unit) -> Iterator[tuple[PackKey, list[Node]]]:
-    """Yield nodes that form packs, as workers find them: those of one depth, shape and length."""
-    level: Sequence[Node] = unit
-    while level:
-        groups: dict[tuple[PackKey, int], list[Node]] = defaultdict(list)
-        for node in level:
-            groups[node.pack_key, node.epochs].append(node)
-        for (shape, _), members in groups.items():
-            yield shape, members
-        level = [child for node in level for child in node.children]
+def _packs(unit: Unit, throughputs: Mapping[PackKey, Throughput], pack_size: int | str) -> Iterator[list[Node]]:
+    """Yield the packs of a unit as a worker will choose them."""
+    fixed = 0 if pack_size == "auto" else int(pack_size)
+    return packs(unit, lambda node, _: fixed or throughputs[node.pack_key].best_size)
 
 
-def _largest(own: Speed, pack_size: int | str) -> int:
-    return own.best if pack_size == "auto" else int(pack_size)
+def unit_s(
+    unit: Unit, throughputs: Mapping[PackKey, Throughput], infos: Mapping[str, DataInfo], pack_size: int | str
+) -> float:
+    """Estimate the seconds that a worker needs for a unit."""
+    chosen = _packs(unit, throughputs, pack_size)
+    return sum(_pack_s(pack[0].pack_key, pack, throughputs[pack[0].pack_key], infos) for pack in chosen)
 
 
-def unit_s(unit: Unit, speeds: Mapping[PackKey, Speed], infos: Mapping[str, DataInfo], pack_size: int | str) -> float:
-    """Seconds that a worker needs for a unit."""
-    return sum(
-        _pack_s(shape, pack, speeds[shape], infos)
-        for shape, members in _levels(unit)
-        for pack in even_packs(members, _largest(speeds[shape], pack_size))
-    )
-
-
-def _pack_s(spec: PackKey, members: Sequence[Node], own: Speed, infos: Mapping[str, DataInfo]) -> float:
+def _pack_s(spec: PackKey, members: Sequence[Node], own: Throughput, infos: Mapping[str, DataInfo]) -> float:
     info, k, epochs = infos[spec.data], len(members), members[0].epochs
     n_val = _n_val(spec, info)
     evaluated = n_val * (epochs + any(node.parent is None for node in members))
     evaluated += info.n_test * any(node.final for node in members)
-    return epochs * _steps(spec, infos) * own.step(k) + evaluated * k * own.picture_s
+    return epochs * _steps(spec, infos) * own.step_s(k) + evaluated * k * own.image_s
 
 
 def _n_val(spec: PackKey, info: DataInfo) -> int:
@@ -156,6 +147,6 @@ def _n_val(spec: PackKey, info: DataInfo) -> int:
 
 
 def _steps(spec: PackKey, infos: Mapping[str, DataInfo]) -> int:
-    """Minibatches of an epoch."""
+    """Count the minibatches of an epoch."""
     info = infos[spec.data]
     return math.ceil((info.n_train - _n_val(spec, info)) / spec.batch_size)

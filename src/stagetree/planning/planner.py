@@ -15,12 +15,12 @@ from stagetree.config.identity import to_run
 from stagetree.config.schema import Config, Frozen
 from stagetree.data import cache
 from stagetree.errors import InputError
-from stagetree.planning import drawing, estimate, throughputs
+from stagetree.planning import drawing, estimate
 from stagetree.planning.descriptions import RunEntry, describe
 from stagetree.planning.summary import NodeSummary, PlanSummary, RunSummary, UnitSummary
 from stagetree.storage import checkpoints
 from stagetree.training.devices import lacking, resolve_device
-from stagetree.training.throughput import Speed
+from stagetree.training.throughput import Throughput, look_up_or_measure_all
 from stagetree.tree.runs import PackKey, Run, Trunk
 from stagetree.tree.stage_tree import Node, StageTree
 from stagetree.tree.units import Unit, cut_units, predecessors
@@ -46,7 +46,7 @@ class Plan:
     """By digest."""
     config: Config
     """Of the first job, for settings that all share."""
-    speeds: Mapping[PackKey, Speed]
+    throughputs: Mapping[PackKey, Throughput]
     """By pack key, of those that were measured on this machine."""
 
     @property
@@ -61,7 +61,7 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Estimated wall time of training what is left; `None` until all its shapes were measured."""
-        return estimate.seconds(self.units, self.workers, self.speeds, self.data, self.config.execution.pack_size)
+        return estimate.seconds(self.units, self.workers, self.throughputs, self.data, self.config.execution.pack_size)
 
     @cached_property
     def summary(self) -> PlanSummary:
@@ -84,7 +84,7 @@ class Plan:
             epochs_asked=self.epochs_asked,
             epochs_distinct=self.whole.epochs,
             epochs_to_train=self.tree.epochs,
-            largest_pack=estimate.largest_pack(self.units, self.speeds, self.config.execution.pack_size),
+            largest_pack=estimate.largest_pack(self.units, self.throughputs, self.config.execution.pack_size),
             estimated_seconds=self.seconds,
             estimated_bytes=estimate.disk_bytes(self.tree),
             runs=runs,
@@ -146,11 +146,12 @@ def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool 
     by_digest = {info.digest: info for info in prepared.values()}
     devices = {resolve_device(job.config.trainer.device) for job in jobs}
     measuring = workers if measure and not any(map(lacking, devices)) else 0
-    speeds = throughputs.speeds(tree, output_dir, by_digest, measuring, config.execution.workers_per_device)
-    shapes = {node.pack_key for node in tree.walk()}
-    packs = {shape: speeds[shape].best for shape in shapes} if shapes <= speeds.keys() else None
-    units = cut_units(tree, workers, estimate.epoch_costs(shapes, speeds, by_digest), packs)
-    return Plan(jobs, runs, entries, whole, tree, units, workers, by_digest, config, speeds)
+    folders = {digest: info.folder for digest, info in by_digest.items()}
+    throughputs = look_up_or_measure_all(tree, output_dir, folders, measuring, config.execution.workers_per_device)
+    keys = {node.pack_key for node in tree.walk()}
+    packs = {key: throughputs[key].best_size for key in keys} if keys <= throughputs.keys() else None
+    units = cut_units(tree, workers, estimate.epoch_costs(keys, throughputs, by_digest), packs)
+    return Plan(jobs, runs, entries, whole, tree, units, workers, by_digest, config, throughputs)
 
 
 def _note_damage(error: checkpoints.StateError) -> None:

@@ -19,7 +19,7 @@ from pandas import DataFrame, Series
 
 from stagetree.config.metrics import METRICS, Metric, metric_column
 from stagetree.config.params import param
-from stagetree.data import cache
+from stagetree.data import cache, images
 from stagetree.errors import InputError
 from stagetree.models.inference import Misclassified, Network, confusion
 from stagetree.report import history, ranking, statistics, table
@@ -241,8 +241,8 @@ def _misclassified(name: str, network: Network | str) -> dict[str, Any]:
     except InputError as error:
         return {"missing": str(error)}
     matrix, misclassified = confusion(network, arrays.test_images, arrays.test_labels, MOST_IMAGES)
-    images = [_drawn(one, arrays) for one in misclassified]
-    return {"run": name, "classes": list(network.info.classes), "matrix": matrix.tolist(), "misclassified": images}
+    drawn = [_drawn(one, arrays) for one in misclassified]
+    return {"run": name, "classes": list(network.info.classes), "matrix": matrix.tolist(), "misclassified": drawn}
 
 
 def _drawn(one: Misclassified, arrays: cache.Arrays) -> dict[str, Any]:
@@ -252,13 +252,6 @@ def _drawn(one: Misclassified, arrays: cache.Arrays) -> dict[str, Any]:
 
 def draw_png(pixels: np.ndarray, info: cache.DataInfo) -> bytes:
     """Draw one image of a data set in its own size; floats are stretched to their range."""
-    from PIL import Image
-
-    image = pixels.reshape(info.image_shape)
-    if info.scale == 1.0:
-        low, high = float(image.min()), float(image.max())
-        image = ((image - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
-    drawn = Image.fromarray(image.transpose(1, 2, 0) if len(image) == 3 else image[0])
     buffer = io.BytesIO()
-    drawn.save(buffer, format="png")
+    images.draw(pixels, info.image_shape).save(buffer, format="png")
     return buffer.getvalue()

@@ -44,7 +44,5 @@ def _recorded(output_dir: Path, uri: str, run_id: str) -> Network:
         config = yaml.safe_load(Path(client.download_artifacts(run_id, "config.yaml", folder)).read_text("utf-8"))
     if checkpoints.weights_digest(weights) != run.tags["stagetree.weights_sha256"]:
         raise ValueError("its weights are damaged")
-    dataset, model = config["dataset"], config["model"]
-    data = cache.find(run.params["dataset_digest"], output_dir)
-    pixels = tuple(dataset["mean"]), tuple(dataset["std"])
-    return Network(data, *pixels, tuple(model["hidden_sizes"]), model["activation"], model["dropout"], weights)
+    dataset, info = config["dataset"], cache.find(run.params["dataset_digest"], output_dir)
+    return Network(info, tuple(dataset["mean"]), tuple(dataset["std"]), config["model"], weights)

@@ -1,4 +1,4 @@
-"""How fast this machine trains each shape, as measured and kept: it decides how many runs train side by side.
+"""How fast this machine trains each shape, looked up or measured: it decides how many runs train side by side.
 
 Nothing here decides a number of a run: a pack's size changes when its members are done, not their bits.
 """
@@ -7,34 +7,46 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stagetree.storage.files import read_sealed, write_sealed
+from stagetree.training.devices import use_device
 from stagetree.tree.runs import PackKey
+from stagetree.tree.stage_tree import Node, StageTree
+
+if TYPE_CHECKING:  # torch
+    from stagetree.training.epochs import Split
 
 GAIN = 0.05
 """Share of a member's time that is not worth a larger pack."""
 SLOW_S = 0.02
 """A step that takes so long is not measured often."""
 LARGEST = 1024
+"""Members."""
 PACK_BYTES = 2**30
 """Most that a pack's weights, gradients and two moments may take."""
+MEASURE_S = 10.0
+"""After which a plan measures no further shape; those left stay unknown."""
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """What was measured of a shape."""
 
     steps: Mapping[int, float]
     """Seconds of a training step, by the pack's size: 1, 2, 4 and so on, at least the first."""
-    picture_s: float
-    """Seconds in which a member evaluates a picture."""
+    image_s: float
+    """Seconds in which a member evaluates an image."""
 
     @property
-    def best(self) -> int:
+    def best_size(self) -> int:
         """The smallest size that is nearly as good as the best that was measured."""
         shares = {size: seconds / size for size, seconds in self.steps.items()}
         return min(size for size, share in shares.items() if share <= (1 + GAIN) * min(shares.values()))
@@ -43,11 +55,11 @@ class Speed:
         """Whether the best size for `wanted` members is known: all were tried, or two were no better."""
         largest = max(self.steps)
         if self.steps[1] > SLOW_S and largest > 1:  # a core is full, and trying more would take long
-            return self.best < largest
-        return largest >= min(wanted, 4 * self.best)
+            return self.best_size < largest
+        return largest >= min(wanted, 4 * self.best_size)
 
-    def step(self, k: int) -> float:
-        """Seconds of a training step of `k` members."""
+    def step_s(self, k: int) -> float:
+        """Estimate the seconds of a training step of `k` members."""
         below = max(size for size in self.steps if size <= k)
         above = min((size for size in self.steps if size >= k), default=None)
         if above is None:
@@ -59,23 +71,105 @@ class Speed:
 
 
 def most_members(key: PackKey, wanted: int) -> int:
-    """How many of `wanted` members of a pack key may train side by side at all, for their memory."""
+    """Limit `wanted` members of a shape to those that may train side by side at all, for their memory."""
     return max(1, min(wanted, LARGEST, PACK_BYTES // (16 * key.n_params)))
 
 
-def find(output_dir: Path, key: PackKey) -> Speed | None:
-    """What was measured of a pack key on this machine, if anything."""
+# ---------------------------------------------------------------- looked up or measured
+
+
+def look_up_or_measure(
+    output_dir: Path, node: Node, wanted: int, load: "Callable[[PackKey], Split]", check: Callable[[], None]
+) -> Throughput:
+    """Find out how fast packs of a node's shape train, up to packs of `wanted` members.
+
+    Args:
+        output_dir: where measurements are kept.
+        node: of the shape.
+        wanted: members that there are for a pack.
+        load: brings the data of a shape to its device.
+        check: called often; what it raises ends measuring, and nothing is kept.
+
+    Raises:
+        InputError: this machine lacks the device.
+    """
+    known = find(output_dir, node.pack_key)
+    if known is None or not known.decides(most_members(node.pack_key, wanted)):
+        from stagetree.training.measurement import measure  # torch
+
+        known = measure(node, wanted, load, check, known)
+        keep(output_dir, node.pack_key, known)
+    return known
+
+
+def look_up_or_measure_all(
+    tree: StageTree, output_dir: Path, folders: Mapping[str, str], workers: int, workers_per_device: int = 1
+) -> dict[PackKey, Throughput]:
+    """Find out how fast each shape of a tree trains: in advance, and all workers at once, as when they will train.
+
+    Args:
+        tree: of what is to be trained.
+        output_dir: where measurements are kept.
+        folders: of the prepared data, by digest.
+        workers: processes that measure at a time, as many as will train, since they share caches and memory; 0: none,
+            unknown shapes stay unknown.
+        workers_per_device: of those that may share an accelerator.
+
+    Returns:
+        By pack key, without those for which there was no time.
+    """
+    nodes: dict[PackKey, list[Node]] = {}
+    for node in tree.walk():
+        nodes.setdefault(node.pack_key, []).append(node)
+    found = {key: find(output_dir, key) for key in nodes}
+    missing = [nodes[key] for key, own in found.items() if own is None]
+    if workers and missing:
+        print(f"measuring how fast this machine trains {len(missing)} shape{'s' * (len(missing) > 1)}", file=sys.stderr)
+        from joblib import Parallel, delayed
+
+        # resolved, since joblib's workers may be left from a call in another working folder
+        resolved = {digest: str(Path(folder).resolve()) for digest, folder in folders.items()}
+        tasks = [(members[0], -(-len(members) // workers)) for members in missing]
+        here = min(workers, os.cpu_count() or 1)
+        each = Parallel(n_jobs=here)(delayed(_measure_each)(tasks, resolved, workers_per_device) for _ in range(here))
+        for (node, _), own in zip(tasks, each[0], strict=False):
+            found[node.pack_key] = own
+            keep(output_dir, node.pack_key, own)
+    return {key: own for key, own in found.items() if own is not None}
+
+
+def _measure_each(
+    tasks: Sequence[tuple[Node, int]], folders: Mapping[str, str], workers_per_device: int
+) -> list[Throughput]:
+    """Measure shapes for which there is time: a node of each, and members for a pack."""
+    from stagetree.training.epochs import Split, never
+    from stagetree.training.measurement import measure  # torch
+
+    measured, until = [], time.monotonic() + MEASURE_S
+    for node, wanted in tasks:
+        use_device(node.trunk.device, workers_per_device, never, print)
+        if time.monotonic() > until:
+            break
+        measured.append(measure(node, wanted, partial(Split.load, Path(folders[node.trunk.data])), never))
+    return measured
+
+
+# ---------------------------------------------------------------- kept
+
+
+def find(output_dir: Path, key: PackKey) -> Throughput | None:
+    """Look up what was measured of a shape on this machine, if anything."""
     try:
         values = read_sealed(_path(output_dir, key))
     except (OSError, ValueError):
         return None
-    return Speed({int(size): seconds for size, seconds in values["steps"].items()}, values["picture_s"])
+    return Throughput({int(size): seconds for size, seconds in values["steps"].items()}, values["picture_s"])
 
 
-def keep(output_dir: Path, key: PackKey, speed: Speed) -> None:
+def keep(output_dir: Path, key: PackKey, own: Throughput) -> None:
     """Remember what was measured, if the disk can be written."""
     path = _path(output_dir, key)
-    values = {"steps": speed.steps, "picture_s": speed.picture_s, "shape": key.settings}
+    values = {"steps": own.steps, "picture_s": own.image_s, "shape": key.settings}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(path, values)

@@ -21,8 +21,8 @@ from stagetree.storage.event_log import EventLog
 from stagetree.storage.events import EpochEnded, EpochLine, Failed, PackBegan, StateReached
 from stagetree.storage.locks import Claims, store_claims
 from stagetree.storage.unit_files import UnitSettings
+from stagetree.training import throughput
 from stagetree.training.epochs import Member, PackTraining, Split, evaluate, never, prepared_device
-from stagetree.training.measurement import measured
 from stagetree.tree.runs import PackKey
 from stagetree.tree.stage_tree import Node
 
@@ -45,13 +45,14 @@ class PackTrainer:
         self._claims = store_claims(Path(settings.output_dir))
         self._splits: dict[tuple, Split] = {}
 
-    def largest_pack(self, nodes: Sequence[Node]) -> int:
-        """Most of these nodes, of one pack key, that train well together."""
+    def largest_pack(self, node: Node, ready: int) -> int:
+        """Choose the most members of a pack, where `ready` nodes are of this one's pack key and length."""
         if self.settings.pack_size != "auto":
             return int(self.settings.pack_size)
-        if len(nodes) == 1:
+        if ready == 1:
             return 1
-        return measured(Path(self.settings.output_dir), nodes[0], len(nodes), self._split, self.check).best
+        folder = Path(self.settings.output_dir)
+        return throughput.look_up_or_measure(folder, node, ready, self._split, self.check).best_size
 
     def attempt(self, nodes: Sequence[Node]) -> dict[str, str]:
         """Train nodes of one pack key side by side; a pack that fails is halved until the culprit is alone.

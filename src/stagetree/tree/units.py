@@ -1,8 +1,8 @@
 """A stage tree divided: units for workers, and packs within a unit. Standard library only."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from heapq import heappop, heappush
 
 from stagetree.tree.runs import PackKey, Stages
 from stagetree.tree.stage_tree import Node, StageTree
@@ -111,22 +111,29 @@ def _balance(roots: Sequence[tuple[Node, float, int]], parts: int) -> list[Unit]
     return [tuple(members) for _, members in sorted(slices.items())]
 
 
-def next_pack(ready: Sequence[Node], largest: Callable[[Sequence[Node]], int]) -> list[Node]:
-    """Choose the nodes to train side by side next: the most that have pack key and length in common.
+def packs(unit: Sequence[Node], largest: Callable[[Node, int], int]) -> Iterator[list[Node]]:
+    """Yield the packs in which a worker trains a unit, one after the other.
+
+    Each is of the largest group of nodes that can start and have pack key and length in common. A group is divided into
+    as few packs as possible, of about equal size.
 
     Args:
-        ready: nodes whose starting state exists; at least one.
-        largest: most members of a pack of such nodes.
+        unit: roots whose starting states exist.
+        largest: gives the most members of a pack, at least 1, for a node and how many of its group can start.
     """
-    groups: dict[tuple[PackKey, int], list[Node]] = {}
-    for node in ready:
-        groups.setdefault((node.pack_key, node.epochs), []).append(node)
-    members = max(groups.values(), key=len)
-    return even_packs(members, largest(members))[0]
-
-
-def even_packs(members: Sequence[Node], largest: int) -> list[list[Node]]:
-    """Divide members into as few packs as possible, of about equal size."""
-    count = -(-len(members) // largest)
-    ends = [round(len(members) * i / count) for i in range(count + 1)]
-    return [list(members[first:end]) for first, end in pairwise(ends)]
+    places = {id(node): place for place, node in enumerate(node for root in unit for node in root.walk())}
+    groups: dict[tuple[PackKey, int], list[tuple[int, Node]]] = {}  # heaps: a unit may have a million nodes
+    starting = list(unit)
+    while groups or starting:
+        while starting:
+            node = starting.pop()
+            heappush(groups.setdefault((node.pack_key, node.epochs), []), (places[id(node)], node))
+            starting += () if node.epochs else node.children  # of a state that exists, and is only evaluated
+        key = max(groups, key=lambda key: (len(groups[key]), -groups[key][0][0]))
+        ready = len(groups[key])
+        count = -(-ready // largest(groups[key][0][1], ready))
+        pack = [heappop(groups[key])[1] for _ in range(round(ready / count))]
+        if not groups[key]:
+            del groups[key]
+        yield pack
+        starting = [child for node in pack if node.epochs for child in node.children]

@@ -1,4 +1,4 @@
-"""`stagetree data` and `stagetree predict`: what people see of pictures."""
+"""`stagetree predict`: which classes a finished run finds in image files."""
 
 import json
 
@@ -10,9 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sweeps import stagetree
 
-from stagetree.cli import pictures
-from stagetree.config.composition import Job
-from stagetree.data import cache
+from stagetree.cli.predict import classify, find_run
 from stagetree.errors import InputError
 from stagetree.models import export
 from stagetree.models.inference import Network
@@ -23,12 +21,10 @@ from stagetree.tracking import store
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, arrays):
-    """A folder with a finished run on pictures of 4x4 and a test picture of each class, called 0.png to 2.png."""
+    """A folder with a finished run on images of 4x4 and a test image of each class, called 0.png to 2.png."""
     folder = tmp_path_factory.mktemp("trained")
-    words = [
-        "dataset=npz", f"dataset.root={arrays.parent}", f"dataset.file={arrays.name}", "dataset.mean=[0.5]",
-        "trainer.batch_size=16", "trainer.device=cpu", "schedule.stages=[(20,1e-1)]",
-    ]  # fmt: skip
+    words = ["dataset=npz", f"dataset.root={arrays.parent}", f"dataset.file={arrays.name}", "dataset.mean=[0.5]"]
+    words += ["trainer.batch_size=16", "trainer.device=cpu", "schedule.stages=[(20,1e-1)]"]
     done = stagetree(folder, "train", *words)
     assert done.returncode == 0, done.stderr
     with np.load(arrays) as given:
@@ -38,47 +34,24 @@ def trained(tmp_path_factory, arrays):
     return folder
 
 
-def test_a_data_set_is_described(bench, arrays, capsys):
-    pictures.describe_data(Job((), bench.config()))
-    text = capsys.readouterr().out
-    assert "train 160  val 40  test 50" in text
-    with np.load(arrays) as given:
-        pixels, counts = given["train_x"] / 255, np.bincount(given["train_y"])
-    assert f"mean {pixels.mean():.4f}" in text
-    assert f"std  {pixels.std():.4f}" in text
-    assert f"{counts[2]} " in next(line for line in text.splitlines() if line.startswith("2 "))
-    with Image.open(bench.output_dir / "data" / "npz.png") as picture:
-        assert picture.size == (900, 630)
-
-
-def test_statistics_are_those_of_each_channel(tmp_path):
-    x = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
-    info = cache.DataInfo("", "", "x", (3, 4, 4), ("a",), 30, 30, 255.0)
-    rows = x.transpose(0, 3, 1, 2).reshape(30, -1)
-    means, stds = pictures.channel_statistics(cache.Arrays(info, rows, x, rows, x))
-    assert means == pytest.approx((x / 255).mean((0, 1, 2)))
-    assert stds == pytest.approx((x / 255).std((0, 1, 2)))
-
-
 def test_predictions_are_those_of_the_plain_module(trained):
     frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
-    run = pictures.find_run(frame, "best")
+    run = find_run(frame, "best")
     files = [str(trained / f"{label}.png") for label in range(3)]
-    found = pictures.classify(Network.load(trained / "mlruns", run["uid"]), files)
+    found = classify(Network.load(trained / "mlruns", run["uid"]), files)
     weights = load_file(trained / "mlruns" / "checkpoints" / f"{run['uid']}.safetensors")
-    module = sequential(16, [128], 3, activation="relu")
+    module = sequential(16, 3, hidden_sizes=[128], activation="relu")
     module.load_state_dict(weights)
     for path, probabilities in zip(files, found, strict=True):
-        with Image.open(path) as picture:
-            x = torch.tensor(np.asarray(picture).reshape(1, 16) / 255, dtype=torch.float32) - 0.5
+        with Image.open(path) as image:
+            x = torch.tensor(np.asarray(image).reshape(1, 16) / 255, dtype=torch.float32) - 0.5
         expected = module(x).softmax(-1)[0]
-        assert dict(probabilities) == pytest.approx(
-            {str(index): expected[index].item() for index in range(3)}, abs=1e-6
-        )  # fmt: skip
+        by_class = {str(index): expected[index].item() for index in range(3)}
+        assert dict(probabilities) == pytest.approx(by_class, abs=1e-6)
     assert [probabilities[0][0] for probabilities in found] == ["0", "1", "2"]
 
 
-def test_pictures_are_named_on_the_command_line(trained):
+def test_images_are_named_on_the_command_line(trained):
     (trained / "a=b, 'c'.png").write_bytes((trained / "1.png").read_bytes())
     done = stagetree(trained, "predict", "best", "0.png", "a=b, 'c'.png", "report.metric=test_acc")
     assert done.returncode == 0, done.stderr
@@ -94,7 +67,7 @@ def test_pictures_are_named_on_the_command_line(trained):
     [
         (["nonesuch", "0.png"], "predict: there is no run 'nonesuch', expected one of"),
         (["best"], "predict: no image was given"),
-        (["best", "missing.png"], "missing.png: cannot be read as a picture"),
+        (["best", "missing.png"], "missing.png: cannot be read as an image"),
     ],
 )
 def test_what_cannot_be_predicted_is_told_in_one_sentence(trained, words, said):
@@ -121,14 +94,14 @@ def test_what_is_said_of_the_data_follows_the_source_and_the_run_stays(trained, 
     uid = train(**rows, classes=np.array(["a", "b", "c"]))
     files = [str(trained / f"{label}.png") for label in range(3)]
     with pytest.raises(InputError, match=r"0\.png: expected 16 x 1 pixels, .* got 4 x 4"):
-        pictures.classify(Network.load(tmp_path / "mlruns", uid), files)
+        classify(Network.load(tmp_path / "mlruns", uid), files)
     with Image.open(files[1]) as image:
         Image.fromarray(np.asarray(image).reshape(1, 16)).save(tmp_path / "row.png")
-    assert pictures.classify(Network.load(tmp_path / "mlruns", uid), [str(tmp_path / "row.png")])[0][0][0] == "b"
+    assert classify(Network.load(tmp_path / "mlruns", uid), [str(tmp_path / "row.png")])[0][0][0] == "b"
 
     assert train(classes=np.array(["zero", "one", "two"])) == uid
     network = Network.load(tmp_path / "mlruns", uid)
-    found = pictures.classify(network, files)
+    found = classify(network, files)
     assert [probabilities[0][0] for probabilities in found] == ["zero", "one", "two"]
     export.export(network, tmp_path / "model", {})
     about = json.loads((tmp_path / "model" / "model.json").read_text())
@@ -140,12 +113,12 @@ def test_what_is_said_of_the_data_follows_the_source_and_the_run_stays(trained, 
 def test_a_run_is_found_by_the_beginning_of_its_id_or_its_name(trained):
     frame = store.load(f"sqlite:///{trained}/mlruns/mlflow.db", "stagetree")
     run = frame.iloc[0]
-    assert pictures.find_run(frame, run["run_id"][:4])["uid"] == run["uid"]
-    assert pictures.find_run(frame, run["run_name"])["uid"] == run["uid"]
+    assert find_run(frame, run["run_id"][:4])["uid"] == run["uid"]
+    assert find_run(frame, run["run_name"])["uid"] == run["uid"]
     with pytest.raises(InputError, match="there is no run"):
-        pictures.find_run(frame, run["run_id"][:3])
+        find_run(frame, run["run_id"][:3])
     with pytest.raises(InputError, match="is running, expected a finished run"):
-        pictures.find_run(frame.assign(status="running"), run["run_name"])
+        find_run(frame.assign(status="running"), run["run_name"])
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(trained):
@@ -159,5 +132,5 @@ def test_the_best_of_runs_that_cannot_be_compared_is_nobodys_guess(trained):
     other = frame.assign(run_id="f" * 32, dataset="mnist", dataset_digest="d")
     both = pd.concat([frame, other], ignore_index=True)
     with pytest.raises(InputError, match=r"^predict: best of which\? .* of mnist; .* of small.npz .choose with data"):
-        pictures.find_run(both, "best")
-    assert pictures.find_run(both, "ffff")["run_id"] == "f" * 32
+        find_run(both, "best")
+    assert find_run(both, "ffff")["run_id"] == "f" * 32

@@ -1,0 +1,118 @@
+"""Image files, and images drawn: what Pillow leaves open is decided here."""
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stagetree.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+"""Of the files in folders that are read as images."""
+
+
+def read_image(path: Path, *, height: int, width: int, grayscale: bool, resize: bool = True) -> np.ndarray:
+    """Read one image file as uint8 `(c, height, width)`.
+
+    It is turned as its EXIF data says. 16 bits, and floats from 0 to 1, are scaled to 0..255; what is transparent is
+    laid on white, as viewers of images do.
+
+    Args:
+        path: of the file; of several frames, the first is read.
+        height: in pixels.
+        width: in pixels.
+        grayscale: one channel instead of three.
+        resize: to that size; `False` refuses another.
+
+    Raises:
+        InputError: it cannot be read, is too large to be an image, or leaves open what its values mean.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            image = _as_bytes(ImageOps.exif_transpose(opened), opened.format, path)
+            image = _visible(image, path).convert("L" if grayscale else "RGB")
+            if image.size != (width, height):
+                if not resize:
+                    raise InputError(
+                        f"{path}: expected {width} x {height} pixels, since the model was trained on rows of numbers, "
+                        f"got {image.width} x {image.height} (train on arrays (n, h, w), and any size can be read)"
+                    )
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            array = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image: {error} (repair or remove it)") from None
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _as_bytes(image: "Image.Image", file_format: str | None, path: Path) -> "Image.Image":
+    """Scale deep images to bytes, as Pillow's own conversion, which cuts off above 255, does not.
+
+    Args:
+        image: of any mode.
+        file_format: as Pillow names it.
+        path: of the file.
+
+    Raises:
+        InputError: nothing says which value is white.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    # Pillow itself scales what a PGM file has to 16 bits; others' largest value may be that of 12 bits, or of 8
+    scaled = image.mode == "I" and file_format == "PPM"
+    deep = scaled or image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG")
+    if deep and (scaled or high == 0 or high >= 4096) and "transparency" not in image.info:
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if not deep and low >= 0 and high <= 255:
+        return image
+    kind = "16-bit values" if deep else "floats" if image.mode == "F" else "32-bit whole numbers"
+    raise InputError(
+        f"{path}: its {kind} from {low:g} to {high:g} leave open which of them is white (save it as 8 bits)"
+    )
+
+
+def _visible(image: "Image.Image", path: Path) -> "Image.Image":
+    """Lay what is transparent on white.
+
+    Raises:
+        InputError: the drawing is white itself.
+    """
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    layers = image.convert("RGBA")
+    least, most = layers.getchannel("A").getextrema()
+    if least == 255:
+        return image
+    flat = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    if least < most and all(low == high for low, high in flat.getextrema()):
+        raise InputError(f"{path}: white on transparent, which is laid on white (save it with a dark background)")
+    return flat
+
+
+def draw(pixels: np.ndarray, image_shape: tuple[int, int, int]) -> "Image.Image":
+    """Draw one image of a data set in its own size, in color if it has 3 channels, else its first channel in gray.
+
+    Args:
+        pixels: `(in_features,)`, uint8, or floats, which are stretched from their lowest to their highest.
+        image_shape: channels, height, width.
+    """
+    from PIL import Image
+
+    image = pixels.reshape(image_shape)
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        image = ((image - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
+    return Image.fromarray(image.transpose(1, 2, 0) if len(image) == 3 else image[0])
