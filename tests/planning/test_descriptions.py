@@ -10,6 +10,7 @@ from every_setting import NO_EFFECT, another, base, kinds, leaves, recorded
 from stagetree.config import identity, schema, validation
 from stagetree.planning import descriptions
 from stagetree.report import ranking
+from stagetree.tree.runs import Trunk
 
 
 @pytest.mark.parametrize(("group", "kind", "name"), list(leaves()))
@@ -71,4 +72,4 @@ def test_what_is_kept_of_runs_is_read_again_and_so_is_what_earlier_versions_kept
     del older["trunk_json"]
     path.write_bytes(gzip.compress(json.dumps(older).encode()))
     assert [entry.trunk_json for entry in descriptions.read_entries(path)] == [""]
-    assert identity.trunk_digest(entries[0].trunk_json) == entries[0].trunk
+    assert identity.trunk_digest(Trunk.from_json(entries[0].trunk_json)) == entries[0].trunk

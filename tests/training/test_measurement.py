@@ -8,6 +8,7 @@ import torch
 
 from stagetree.data import cache
 from stagetree.execution.shutdown import Stopped
+from stagetree.storage.events import PackBegan
 from stagetree.training import throughput
 from stagetree.training.epochs import Split, never
 from stagetree.tree.stage_tree import StageTree
@@ -72,5 +73,5 @@ def test_workers_choose_packs_by_what_was_measured(bench):
     runs = [bench.run(seed=seed) for seed in range(6)]
     own = throughput.Throughput({1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}, image_s=1e-6)
     throughput.keep(bench.output_dir, runs[0].trunk.pack_key, own)
-    packs = [e["uids"] for e in bench.train(*runs, pack_size="auto") if e["kind"] == "pack"]
+    packs = [event.uids for event in bench.train(*runs, pack_size="auto") if isinstance(event, PackBegan)]
     assert {len(uids) for uids in packs} == {2}
