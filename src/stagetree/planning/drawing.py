@@ -28,23 +28,23 @@ def show(plan: PlanSummary, tree: StageTree, names: Mapping[Trunk, str], console
     to_train = len(plan.runs) - plan.finished
     saved = 1 - plan.epochs_distinct / plan.epochs_asked
     lines = [
-        f"sweep {plan['sweep']}: {plan['points']} points, {plan['duplicates']} duplicates, "
-        f"{plan['finished']} finished, {to_train} to train",
-        f"epochs: {plan['epochs_asked']} asked for, {plan['epochs_distinct']} after sharing prefixes "
-        f"({saved:.0%} saved), {plan['epochs_to_train']} to train",
+        f"sweep {plan.sweep}: {plan.points} points, {plan.duplicates} duplicates, "
+        f"{plan.finished} finished, {to_train} to train",
+        f"epochs: {plan.epochs_asked} asked for, {plan.epochs_distinct} after sharing prefixes "
+        f"({saved:.0%} saved), {plan.epochs_to_train} to train",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     if not tree.roots:
         return
     console.print(draw(tree, names), highlight=False)
     waiting = sum(bool(unit.after) for unit in plan.units)
-    line = f"units: {len(plan['units'])} for {plan['workers']} worker{'s' * (plan['workers'] > 1)}"
+    line = f"units: {len(plan.units)} for {plan.workers} worker{'s' * (plan.workers > 1)}"
     line += f" ({waiting} wait for others)" if waiting else ""
     if plan.largest_pack is not None:
         line += f", packs of up to {plan.largest_pack}"
-    line += f"; {size(plan['estimated_bytes'])} on disk"
+    line += f"; {size(plan.estimated_bytes)} on disk"
     if plan.estimated_seconds is not None:
-        line += f"; {duration(plan['estimated_seconds'])}, by what this machine was measured to train"
+        line += f"; {duration(plan.estimated_seconds)}, by what this machine was measured to train"
     console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -71,7 +71,7 @@ def draw(tree: StageTree, names: Mapping[Trunk, str]) -> Tree:
     for root in tree.roots:
         trunks.setdefault(root.trunk, []).append(root)
     forms = _forms(tree)
-    alike: dict[tuple, list[str]] = {}
+    alike: dict[tuple, list[Trunk]] = {}
     for trunk, roots in trunks.items():
         alike.setdefault(tuple(sorted(forms[id(root)][0] for root in roots)), []).append(trunk)
     drawn = Tree("", hide_root=True, guide_style="dim")
@@ -138,7 +138,8 @@ def _forms(tree: StageTree) -> Forms:
     for node in reversed(list(tree.walk())):  # children before their parents
         below = tuple(sorted(forms[id(child)][0] for child in node.children))
         parts = (node.epochs, node.starts_stage, node.final, below)
-        forms[id(node)] = tuple(numbers.setdefault(form, len(numbers)) for form in ((*parts, node.lr), parts))
+        own, without_lr = (numbers.setdefault(form, len(numbers)) for form in ((*parts, node.lr), parts))
+        forms[id(node)] = own, without_lr
     return forms
 
 
