@@ -59,7 +59,7 @@ def test_what_is_finished_is_left_out():
     assert lines(StageTree.build([first, second]).remaining(done)) == ["a", "└── 1 epoch at 0.02  1 run"]
     assert lines(StageTree.build([first]).remaining(Finished(states={first.uid, prefix}))) == [
         "a",
-        "└── only the final figures  1 run",
+        "└── only the final metrics  1 run",
     ]
 
 

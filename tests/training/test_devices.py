@@ -122,9 +122,9 @@ def test_every_setting_that_does_not_fit_the_data_or_this_machine_is_told_at_onc
     monkeypatch.setattr(devices, "NVIDIA", tmp_path / "none")
     devices.resolve_device.cache_clear()
     devices.lacking.cache_clear()
+    grid = ["trainer.device=auto,cuda", "trainer.precision=tf32,float32", "seed=0,1"]
     with pytest.raises(InputError) as told:
-        plan(*base, "loss.class_weights=[1,2],[],[1,2,3,4],[1,2,3]", "trainer.device=auto,cuda",
-             "trainer.precision=tf32,float32", "seed=0,1")  # fmt: skip
+        plan(*base, *grid, "loss.class_weights=[1,2],[],[1,2,3,4],[1,2,3]")
     assert sorted(line.partition(": ")[::2] for line in str(told.value).splitlines()) == [
         ("loss.class_weights", "got 2 for the 3 classes of npz, expected one for each (or none: all 1)"),
         ("loss.class_weights", "got 4 for the 3 classes of npz, expected one for each (or none: all 1)"),

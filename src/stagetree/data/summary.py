@@ -36,7 +36,7 @@ def draw_samples(arrays: Arrays) -> bytes:
     rows = arrays.train_images[: COLUMNS * ROWS]
     for place, (row, label) in enumerate(zip(rows, arrays.train_labels, strict=False)):
         left, top = GAP + place % COLUMNS * width, GAP + place // COLUMNS * height
-        name = info.classes[label]
+        name = info.classes[label][:50]  # more never fit
         while pen.textlength(name, font) > CELL:
             name = name.removesuffix("…")[:-1] + "…"
         pen.text((left + CELL / 2, top + LABEL / 2), name, "black", font, anchor="mm")

@@ -42,26 +42,26 @@ def show(plan: PlanSummary, tree: StageTree, names: Mapping[Trunk, str], console
     line += f" ({waiting} wait for others)" if waiting else ""
     if plan.largest_pack is not None:
         line += f", packs of up to {plan.largest_pack}"
-    line += f"; {size(plan.estimated_bytes)} on disk"
+    line += f"; {format_size(plan.estimated_bytes)} on disk"
     if plan.estimated_seconds is not None:
-        line += f"; {duration(plan.estimated_seconds)}, by what this machine was measured to train"
+        line += f"; {format_duration(plan.estimated_seconds)}, by what this machine was measured to train"
     console.print(line, highlight=False, soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min` or `3.5 h`."""
+def format_duration(seconds: float) -> str:
+    """Write a time as `45 s`, `12 min` or `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def size(n_bytes: float) -> str:
-    """`3 MB` or `1.2 GB`."""
+def format_size(n_bytes: float) -> str:
+    """Write a size as `3 MB` or `1.2 GB`."""
     return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
 def draw(tree: StageTree, names: Mapping[Trunk, str]) -> Tree:
-    """Draw what is to be trained.
+    """Draw what is to be trained; trunks that look alike are one branch.
 
     Args:
         tree: of what is left to train.
@@ -126,13 +126,14 @@ def _line(chains: Sequence[Sequence[Node]], count: int) -> Text:
     stages = f" in {len(chains[0]):,} stages" if first is not last else ""
     lrs = _listed([short(chain[0].lr) for chain in chains], MOST_LRS) + (f" to {short(last.lr)}" if stages else "")
     words = f"{epochs} epoch{'s' * (epochs != 1)}{more}{stages} at {lrs}"
-    text = Text(words if epochs else "only the final figures")
+    text = Text(words if epochs else "only the final metrics")
     if last.final:
         text.append(f"  {count} run{'s' * (count != 1)}", style="green")
     return text
 
 
 def _forms(tree: StageTree) -> Forms:
+    """Number the forms of all subtrees: those that look alike have equal numbers."""
     numbers: dict[tuple, int] = {}
     forms: dict[int, tuple[int, int]] = {}
     for node in reversed(list(tree.walk())):  # children before their parents
@@ -144,7 +145,7 @@ def _forms(tree: StageTree) -> Forms:
 
 
 def _listed(values: Sequence[str], most: int) -> str:
-    """`a, b, c`, or the first of them and how many there are."""
+    """Write `a, b, c`, or the first of them and how many there are."""
     if len(values) <= most:
         return ", ".join(values)
     return f"{', '.join(values[: most - 1])} and {len(values) - most + 1} more"

@@ -49,7 +49,11 @@ class Replayed:
 
 
 def record_cuda(step: Callable[[], None]) -> Callable[[], None]:
-    """Record what a function launches on the current stream's device, without doing it, as a CUDA graph."""
+    """Record what a function launches on the current stream's device, without doing it, as a CUDA graph.
+
+    Raises:
+        RuntimeError: something in it cannot be recorded.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         step()

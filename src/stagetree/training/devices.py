@@ -18,13 +18,15 @@ from stagetree.storage.locks import Claims
 
 DEV = Path("/dev")
 NVIDIA = Path("/proc/driver/nvidia/version")
+"""There if and only if the driver is."""
 POLL_S = 0.2
 _mine: int | None = None
+"""The device of this process, once it has one."""
 
 
 @cache
 def resolve_device(device: str) -> str:
-    """What `auto` stands for on this machine, found out without importing torch."""
+    """Find out what `auto` stands for on this machine, without importing torch; other names stay as they are."""
     if device != "auto":
         return device
     if NVIDIA.exists() and not _cpu_build():
@@ -34,7 +36,7 @@ def resolve_device(device: str) -> str:
 
 @cache
 def lacking(device: str) -> str:
-    """What to say of a device that this machine lacks; empty if it is there.
+    """Say in a sentence that this machine lacks a device; empty if it is there.
 
     Torch is asked, and imported, only where nothing else tells.
     """
@@ -56,7 +58,10 @@ def _cpu_build() -> bool:
 
 
 def count_devices(device: str) -> int | None:
-    """Devices that this process may use, without torch; `None` for the CPU and others that workers always share."""
+    """Count the devices that this process may use, without torch; `None` for those that workers always share.
+
+    Only `cuda` comes in several.
+    """
     if device != "cuda":
         return None
     there = len(list(DEV.glob("nvidia[0-9]*")))
@@ -68,7 +73,7 @@ def use_device(device: str, workers_per_device: int, check: Callable[[], None], 
     """Give this process a device for good, and wait until there is one that has a free slot.
 
     Args:
-        device: of torch; only `cuda` comes in several.
+        device: of torch.
         workers_per_device: workers that may share one.
         check: called while waiting; what it raises ends that.
         tell: told why this process waits, once.
@@ -93,7 +98,18 @@ def take_slot(
     check: Callable[[], None],
     tell: Callable[[str], None],
 ) -> int:
-    """Claim a slot, on the device with the fewest taken; return the position of its name."""
+    """Wait for a slot and take it, on the device with the fewest taken.
+
+    Args:
+        claims: of all workers of this machine.
+        names: of the devices that this process sees.
+        workers_per_device: slots of each.
+        check: called while waiting; what it raises ends that.
+        tell: told why this process waits, once.
+
+    Returns:
+        The position of the device's name.
+    """
     told = False
     while True:
         for slot in range(workers_per_device):
