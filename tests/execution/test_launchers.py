@@ -153,7 +153,7 @@ def test_a_run_that_diverges_fails_what_forks_from_it_and_nothing_else(tmp_path,
     assert len(results(tmp_path)) == 2
     failed = [event for event in sweeps.events(tmp_path) if isinstance(event, Failed)]
     assert len(failed) == 1
-    assert "became nan in epoch 1" in failed[0]["reason"]
+    assert "became nan in epoch 1" in failed[0].reason
 
 
 def test_slurm_that_is_not_there_is_told_before_anything_trains(tmp_path, arrays, monkeypatch):
