@@ -107,7 +107,8 @@ bench: .venv/peers  ## beside the tutorial's loop under joblib, Lightning and Ra
 # The environment is made anew when the lock or the project's metadata change.
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stagetree needs Python 3.11 or newer (make PYTHON=python3.12 ...)")'
-	$(PYTHON) -m venv --clear .venv
+	rm -rf .venv  # a link, not what it leads to: venv --clear would empty an environment that others share
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
