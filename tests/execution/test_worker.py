@@ -65,7 +65,7 @@ def test_a_unit_goes_on_from_later_states_than_its_plan_knew(bench, other, run):
 def test_a_state_that_is_gone_is_trained_again_with_what_leads_to_it(bench, other, run):
     other.train(run)
     bench.train(run)
-    first, last = [prefix_uid(run.trunk, run.stages[:k]) for k in (1, 2)]
+    first, last = [prefix_uid(run.trunk.json, run.stages[:k]) for k in (1, 2)]
     for uid in (first, last):
         checkpoints.remove(bench.checkpoints, uid)
     (node,) = StageTree.build([run]).roots[0].children
@@ -93,7 +93,7 @@ def test_a_state_that_stays_damaged_fails_with_its_name(bench, run, monkeypatch)
 def test_what_another_process_trains_is_waited_for_and_taken_over(bench, other, run, monkeypatch):
     """The other process is played by a claim that is not given, until it has trained the first stage."""
     other.train(run)
-    claims, busy = store_claims(bench.output_dir), {prefix_uid(run.trunk, run.stages[:1])}
+    claims, busy = store_claims(bench.output_dir), {prefix_uid(run.trunk.json, run.stages[:1])}
     real = claims.take
     monkeypatch.setattr("stagetree.storage.locks.Claims.take", lambda _, name: name not in busy and real(name))
     folder = unit(bench, run)
@@ -169,7 +169,7 @@ def test_states_of_before_do_not_count_for_a_fresh_launch(bench, run):
 def test_a_prefix_within_a_stage_is_a_path_of_its_own(run):
     tree = StageTree.build([run])
     node = tree.roots[0].children[0]
-    inner = prefix_uid(run.trunk, (run.stages[0], Stage(1, run.stages[1].lr)))
+    inner = prefix_uid(run.trunk.json, (run.stages[0], Stage(1, run.stages[1].lr)))
 
     class Only:
         states, tested = {inner}, set()
