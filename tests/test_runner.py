@@ -78,7 +78,7 @@ def test_leaderboard_event_logs_and_mlflow_say_the_same(swept, client):
             expected = [(line["epoch"], line[name]) for line in record.history if name in line]
             assert sorted((metric.step, metric.value) for metric in history) == expected
         for line in record.history:
-            assert any(line.items() <= event.items() for event in logged)
+            assert any(line.items() <= event.line.items() for event in logged)
 
 
 def test_a_run_says_in_mlflow_what_it_is(client):

@@ -80,7 +80,7 @@ def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
         engine = choose_engine(context, config, jobs[0])
         summary = planner.plan(jobs, workers=engine.workers, here=engine.here, measure=True).summary.to_json()
     frame = DataFrame(summary.pop("runs"))
-    frame.attrs = summary
+    frame.attrs.update(summary)
     return frame
 
 

@@ -123,7 +123,7 @@ def _outcome(
     tracking_error: Exception | None,
 ) -> Outcome:
     """Rank and publish the runs, if they could be recorded, and say what is missing."""
-    scores = [record.history[-1].get("val/acc", record.test["test/acc"]) for record in finished]
+    scores = [one.history[-1].get("val/acc", one.test["test/acc"]) for one in finished if one.test]
     objective = max(scores, default=math.nan)
     problems = [str(trouble)] if trouble else []
     if tracking_error is not None:
@@ -189,8 +189,8 @@ def _publish(
         publisher = Publisher.open(TrackingStore.of(planned.config), planned.sweep_id)
         publisher.describe(note, files)
         publisher.choose_columns(*columns)
-        for run in best.itertuples():
-            publisher.add_model(run.run_id, run.uid)
+        for run_id, uid in zip(best["run_id"], best["uid"], strict=True):
+            publisher.add_model(run_id, uid)
     except Exception as error:  # of many kinds: MLflow's, the database's, the network's
         print(f"note: MLflow did not take the sweep's description or model: {in_a_line(error)}", file=sys.stderr)
 

@@ -114,7 +114,7 @@ def _take_options(command: Command, words: Sequence[str]) -> tuple[list[tuple[st
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in command.options:
-        kind = {"metavar": "VALUE"} if option.example else {"action": "store_true", "default": None}
+        kind: dict[str, Any] = {"metavar": "VALUE"} if option.example else {"action": "store_true", "default": None}
         parser.add_argument(option.name, dest=option.name, **kind)
     try:
         typed, rest = parser.parse_known_args(words)

@@ -74,7 +74,9 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, command: st
         ranked = ranking.rank(frame[frame["status"] == "finished"], metric).dropna(subset="rank")
         first = ranked.drop_duplicates("group") if "group" in ranked else ranked.head(1)
         if len(first) > 1:
-            among = "; ".join(f"{row.run_id[:8]} of {row.group}" for row in first.itertuples())
+            among = "; ".join(
+                f"{run_id[:8]} of {group}" for run_id, group in zip(first["run_id"], first["group"], strict=True)
+            )
             raise InputError(
                 f"{command}: best of which? Runs cannot be compared, since the data or its division differs: {among} "
                 "(choose with dataset=NAME, dataset.val_size=VALUE and the like, or give one of these ids)"
@@ -131,7 +133,7 @@ def export_run(job: Job, run: str = "best", folder: str = "model") -> None:
     """
     chosen, path = _choose(job, run, "export"), Path(folder)
     known = chosen[chosen.notna()].drop(["status"])
-    about = {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
+    about = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
     output_dir, uid = Path(job.config.output_dir), chosen["uid"]
     export(load_network(output_dir, uid, job.config.store_uri, chosen["run_id"]), path, about)
     print(_describe(chosen))

@@ -17,7 +17,7 @@ def report(job: Job) -> None:
     runner.leaderboard(job.config, job.overrides)
 
 
-def migrate(job: Job, uri: str | None = None) -> None:
+def migrate(job: Job, uri: str = "") -> None:
     """Copy what is recorded to another store, and say how much it was."""
     console = Console(stderr=True)
     copied = migration.migrate(job.config, uri, lambda runs, total: track(runs, "copying runs", total, console=console))

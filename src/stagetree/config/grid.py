@@ -7,8 +7,6 @@ groups, and what a value changes is found out once (100,000 jobs: 12 s; Hydra ta
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -20,7 +18,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from stagetree.config.composition import Job, resolve, source_flags
+from stagetree.config.composition import Job, resolve, source_flags, to_plain
 from stagetree.config.overrides import hydra_override
 from stagetree.config.schema import Config
 from stagetree.config.validation import check
@@ -127,9 +125,10 @@ class _Base:
         HydraConfig.instance().set_config(base)  # what ${hydra:...} reads while the jobs are resolved
         with flag_override(base, ["struct", "readonly"], [False, False]):
             del base["hydra"]
-        self._loader, self._pickled = config_loader, pickle.dumps(base)
+        self._loader: Any = config_loader  # `_apply_overrides_to_config` is private to Hydra's own
+        self._pickled = pickle.dumps(base)
         self._missing = {tuple(key.split(".")) for key in OmegaConf.missing_keys(base)}
-        self._plain = _to_plain(base)
+        self._plain = _find_plain(base)
         self._effects: dict[str, tuple[tuple[str, ...], Any] | None] = {}
 
     def job(self, values: Sequence[Override]) -> Config:
@@ -139,11 +138,11 @@ class _Base:
             CompactHydraException: a value cannot be set.
             InputError: with a line for each error in the configuration.
         """
-        effects = [self._effect(value) for value in values] if self._plain is not None else [None]
-        if None not in effects:
+        plain = self._plain
+        effects = [effect for value in values if plain is not None and (effect := self._effect(value))]
+        if plain is not None and len(effects) == len(values):
             paths = [path for path, _ in effects]
             if _are_apart(paths) and self._missing <= set(paths):
-                plain = self._plain
                 for path, value in effects:
                     plain = _replace(plain, path, value)
                 return check(plain)
@@ -157,7 +156,7 @@ class _Base:
 
     def _effect(self, value: Override) -> tuple[tuple[str, ...], Any] | None:
         """Where a value goes and what it is there; `None` if it does more than to set one setting."""
-        word = value.input_line
+        word = value.input_line or ""
         if word not in self._effects:
             self._effects[word] = None if _REFERENCE.search(word) else self._find_effect(value)
         return self._effects[word]
@@ -165,9 +164,11 @@ class _Base:
     def _find_effect(self, value: Override) -> tuple[tuple[str, ...], Any] | None:
         path = tuple(value.key_or_group.split("."))
         try:
-            changed = OmegaConf.to_container(self._changed([value]), resolve=True)
-            found = reduce(getitem, path, changed)
-            alone = not isinstance(found, dict) and _replace(self._plain, path, found) == changed
+            changed = to_plain(self._changed([value]))
+            found: Any = changed
+            for part in path:
+                found = found[part]
+            alone = not isinstance(found, dict) and _replace(self._plain or {}, path, found) == changed
         except (CompactHydraException, OmegaConfBaseException, KeyError, TypeError, ValueError):
             return None
         return (path, found) if alone else None
@@ -177,12 +178,12 @@ class _Base:
 _REFERENCE = re.compile(r"\$\{(?!oc\.env:|hydra:)")
 
 
-def _to_plain(base: DictConfig) -> dict[str, Any] | None:
+def _find_plain(base: DictConfig) -> dict[str, Any] | None:
     """A configuration as plain values; `None` if a setting refers to another, or to something that is not there."""
     if _REFERENCE.search(OmegaConf.to_yaml(base)):
         return None
     try:
-        return OmegaConf.to_container(base, resolve=True)
+        return to_plain(base)
     except OmegaConfBaseException:  # told for each job
         return None
 

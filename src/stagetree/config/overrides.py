@@ -24,7 +24,9 @@ def hydra_override(word: str) -> str:
     Raises:
         InputError: it is an argument of a command now.
     """
-    prefix, key, rest = re.fullmatch(r"(~|\+{0,2})([^=]*)(.*)", word, re.DOTALL).groups()
+    match = re.fullmatch(r"(~|\+{0,2})([^=]*)(.*)", word, re.DOTALL)
+    assert match is not None, "every word matches"
+    prefix, key, rest = match.groups()
     key = RENAMED.get(key, key)
     if said := describe_change(key):
         raise InputError(f"{key}: {said}")

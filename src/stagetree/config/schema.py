@@ -87,7 +87,7 @@ class Dataset(Frozen):
     @property
     def label(self) -> str:
         """What people call it: the name, with what tells its like apart."""
-        return self.name
+        return self.name  # pyright: ignore[reportAttributeAccessIssue] (each kind of data set has one)
 
     @model_validator(mode="after")
     def _std_is_positive(self):

@@ -59,7 +59,8 @@ def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
 
 def _path(loc: tuple, values: Mapping[str, Any]) -> str:
     """`optimizer.betas[1]` for pydantic's `('optimizer', 'adam', 'betas', 1)`: tags of unions are left out."""
-    path, here = "", values
+    path = ""
+    here: Any = values
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stagetree.config.schema import Dataset
+from stagetree.config.schema import AnyDataset
 from stagetree.data import readers
 from stagetree.data.readers import RawArrays
 from stagetree.errors import InputError
@@ -66,7 +66,7 @@ class Arrays:
 # ---------------------------------------------------------------- prepare, load
 
 
-def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
+def prepare(dataset: AnyDataset, output_dir: Path) -> DataInfo:
     """Bring a data set into the cache, unless its source is unchanged, and check it.
 
     Runs once, in the launching process; two that do so at a time are fine.
@@ -91,7 +91,7 @@ def prepare(dataset: Dataset, output_dir: Path) -> DataInfo:
     return replace(info, notes=(() if dataset.duplicates == "ignore" else info.notes) + _range_notes(dataset, info))
 
 
-def _read_settled(dataset: Dataset, fingerprint: str) -> tuple[RawArrays, str]:
+def _read_settled(dataset: AnyDataset, fingerprint: str) -> tuple[RawArrays, str]:
     """Read a source that nobody writes to meanwhile, and say in which state it is."""
     for _ in range(3):  # a download that was begun earlier is completed by the first
         before, raw, fingerprint = fingerprint, readers.read(dataset), readers.fingerprint(dataset)
@@ -116,11 +116,12 @@ def _store(raw: RawArrays, name: str, cache: Path) -> DataInfo:
     arrays = {key: np.ascontiguousarray(getattr(raw, key)) for key in ARRAYS}
     flat = {key: array.reshape(len(array), -1) if array.ndim > 1 else array for key, array in arrays.items()}
     digest = _digest(flat)
+    channels, height, width = map(int, arrays["train_images"].shape[1:])
     info = DataInfo(
         folder=str(cache / digest[:16]),
         digest=digest,
         name=name,
-        image_shape=tuple(map(int, arrays["train_images"].shape[1:])),
+        image_shape=(channels, height, width),
         classes=raw.classes,
         n_train=len(flat["train_labels"]),
         n_test=len(flat["test_labels"]),
@@ -221,7 +222,7 @@ def load(folder: Path, digest: str) -> Arrays:
 # ---------------------------------------------------------------- checks
 
 
-def _check(raw: RawArrays, dataset: Dataset) -> None:
+def _check(raw: RawArrays, dataset: AnyDataset) -> None:
     """Refuse what cannot be trained on."""
     if raw.test_images.shape[1:] != raw.train_images.shape[1:]:
         shapes = f"{raw.train_images.shape[1:]} and {raw.test_images.shape[1:]}"
@@ -253,7 +254,7 @@ def _notes(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
     return (f"{name}: {both} of {n_test} test images stand in the training set too",) if both else ()
 
 
-def _check_settings(dataset: Dataset, info: DataInfo) -> None:
+def _check_settings(dataset: AnyDataset, info: DataInfo) -> None:
     channels = info.image_shape[0]
     for name in ("mean", "std"):
         given = getattr(dataset, name)
@@ -268,7 +269,7 @@ def _check_settings(dataset: Dataset, info: DataInfo) -> None:
         raise InputError(f"{info.notes[0]} (remove them, or set dataset.duplicates=warn)")
 
 
-def _range_notes(dataset: Dataset, info: DataInfo) -> tuple[str, ...]:
+def _range_notes(dataset: AnyDataset, info: DataInfo) -> tuple[str, ...]:
     """Tell of floats that look like pixels nobody divided.
 
     Raises:

@@ -93,11 +93,11 @@ def _visible(image: "Image.Image", path: Path) -> "Image.Image":
     if not image.has_transparency_data:
         return image
     layers = image.convert("RGBA")
-    least, most = layers.getchannel("A").getextrema()
-    if least == 255:
+    alpha = np.asarray(layers.getchannel("A"))
+    if alpha.min() == 255:
         return image
     flat = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    if least < most and all(low == high for low, high in flat.getextrema()):
+    if np.ptp(alpha) and not np.ptp(np.asarray(flat), axis=(0, 1)).any():
         raise InputError(f"{path}: white on transparent, which is laid on white (save it with a dark background)")
     return flat
 

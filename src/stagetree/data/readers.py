@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stagetree.config.schema import Dataset, Digits, Emnist, HeldOutTest, ImageFolder, Npz, Torchvision
+from stagetree.config.schema import AnyDataset, Digits, Emnist, HeldOutTest, ImageFolder, Npz, Torchvision
 from stagetree.data.images import SUFFIXES, read_image
 from stagetree.errors import InputError, printable
 
@@ -38,7 +38,7 @@ class RawArrays:
     classes: tuple[str, ...]
 
 
-def read(dataset: Dataset) -> RawArrays:
+def read(dataset: AnyDataset) -> RawArrays:
     """Read a data set, downloading it if it can be and is not there.
 
     Raises:
@@ -54,7 +54,7 @@ def read(dataset: Dataset) -> RawArrays:
     return readers[type(dataset)](dataset)
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: AnyDataset) -> str:
     """Identify the state of the source's files without reading them: name, size and times, as git does.
 
     Empty if the source is not there yet.
@@ -68,7 +68,7 @@ def fingerprint(dataset: Dataset) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
 
 
-def _files(dataset: Dataset) -> Iterable[Path]:
+def _files(dataset: AnyDataset) -> Iterable[Path]:
     root = Path(dataset.root)
     if isinstance(dataset, Npz):
         return [path for path in [root / dataset.file] if path.is_file()]
@@ -83,7 +83,7 @@ def _files(dataset: Dataset) -> Iterable[Path]:
 def _read_digits(dataset: Digits) -> RawArrays:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     # Pixels are 0..16; stretched to bytes, 255 being 16.
     images = np.rint(digits.images[:, None] * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
@@ -193,10 +193,11 @@ def _read_torchvision(dataset: Torchvision | Emnist) -> RawArrays:
     classes = getattr(parts[0], "classes", None) or sorted(set(arrays[1].tolist()))
     if isinstance(dataset, Emnist) and dataset.split == "letters":
         classes = classes[1:]  # torchvision lists "N/A" as class 0
-    return RawArrays(*arrays, tuple(map(str, classes)))
+    train_images, train_labels, test_images, test_labels = arrays
+    return RawArrays(train_images, train_labels, test_images, test_labels, tuple(map(str, classes)))
 
 
-def _open_torchvision(maker: type, dataset: Dataset, options: dict[str, Any]) -> Any:
+def _open_torchvision(maker: type, dataset: AnyDataset, options: dict[str, Any]) -> Any:
     root = Path(dataset.root)
     try:
         return maker(root, download=False, **options)
@@ -211,7 +212,7 @@ def _open_torchvision(maker: type, dataset: Dataset, options: dict[str, Any]) ->
         ) from None
 
 
-def _torchvision_arrays(part: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _torchvision_arrays(part: Any, dataset: AnyDataset) -> tuple[np.ndarray, np.ndarray]:
     """Images `(n, c, h, w)` and labels from 0 of one of torchvision's data sets."""
     images = np.asarray(part.data)
     labels = np.asarray(part.targets if hasattr(part, "targets") else part.labels)

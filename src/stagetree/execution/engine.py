@@ -49,6 +49,7 @@ class Engine(Protocol):
 
         What is returned may lack units. Whatever is raised, the event logs and checkpoints are what counts.
         """
+        ...
 
 
 def run_unit(sweep_dir: Path, unit_id: str) -> Result:

@@ -6,7 +6,7 @@ import os
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from stagetree.config.composition import Job
+from stagetree.config.composition import Job, to_plain
 from stagetree.config.schema import Config
 from stagetree.errors import InputError
 from stagetree.execution.engine import Engine
@@ -31,13 +31,13 @@ def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine
     launcher = config.hydra.launcher
     kind = launcher._target_.rpartition(".")[2]
     if kind == "RayLauncher":
-        settings = OmegaConf.to_container(launcher.ray, resolve=True)
+        settings = to_plain(launcher.ray)
         if device == "cuda":
             settings["remote"].setdefault("num_gpus", 1 / execution.workers_per_device)
         return Ray.connect(settings["init"], settings["remote"], execution.workers)
     workers = count_workers(launcher, job.config)
     if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
-        settings = OmegaConf.to_container(launcher, resolve=True)
+        settings = to_plain(launcher)
         if kind == "LocalLauncher" and settings["gpus_per_node"] is None:  # submitit hides all others
             settings["gpus_per_node"] = count_devices(device)
         return Submitit(settings, kind == "SlurmLauncher", workers)
@@ -52,10 +52,10 @@ def count_workers(launcher: DictConfig, config: Config) -> int:
     """
     wanted, kind = config.execution.workers, launcher._target_.rpartition(".")[2]
     if kind == "SlurmLauncher":
-        return launcher.array_parallelism if wanted == "auto" else wanted
+        return launcher.array_parallelism if isinstance(wanted, str) else wanted
     devices = count_devices(resolve_device(config.trainer.device))
     slots = math.inf if devices is None else max(devices, 1) * config.execution.workers_per_device
-    if wanted != "auto":
+    if isinstance(wanted, int):
         if devices and wanted > slots:  # a machine without any is told so by the plan
             raise InputError(
                 f"execution.workers: got {wanted} for {devices} device{'s' * (devices != 1)}, expected at most {slots} "
@@ -66,4 +66,4 @@ def count_workers(launcher: DictConfig, config: Config) -> int:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_jobs = OmegaConf.select(launcher, "n_jobs") or -1
-    return min(n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1), slots)
+    return int(min(n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1), slots))

@@ -63,7 +63,10 @@ def end_idle_workers() -> None:
     if "joblib" in sys.modules:
         from joblib.externals.loky import get_reusable_executor
 
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+        # loky's documentation has True, its default "auto" alone tells pyright the type
+        get_reusable_executor(reuse=True).shutdown(  # pyright: ignore[reportArgumentType]
+            wait=True, kill_workers=True
+        )
 
 
 def _with_hydra_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
+from stagetree.config.composition import to_plain
 from stagetree.errors import InputError
 from stagetree.execution.engine import Result, Units, run_unit
 
@@ -55,6 +56,7 @@ class Ray:
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         import ray
+        from ray.exceptions import RayError
 
         task = ray.remote(**self.remote)(_run_after)
         ended: dict[str, Any] = {}
@@ -62,7 +64,7 @@ class Ray:
             ended[unit_id] = task.remote(str(sweep_dir), unit_id, *(ended[other] for other in after))
         results = []
         for ref in ended.values():
-            with contextlib.suppress(ray.exceptions.RayError):  # its worker died, or one before it
+            with contextlib.suppress(RayError):  # its worker died, or one before it
                 results.append(ray.get(ref))
         return results
 
@@ -103,7 +105,7 @@ def launch_jobs(launcher: "RayLauncher", jobs: Sequence[Sequence[str]], first: i
     config = launcher.config
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-    settings = OmegaConf.to_container(launcher.ray, resolve=True)
+    settings = to_plain(launcher.ray)
     ray = start_ray(settings["init"])
     task = ray.remote(**{"num_cpus": 1, **settings["remote"]})(_run_job)
     shared = ray.put((launcher.hydra_context, config, launcher.task_function, Singleton.get_state()))
@@ -122,5 +124,10 @@ def _run_job(shared: tuple, overrides: list[str], number: int) -> JobReturn:
     with open_dict(config):
         config.hydra.job.id = f"{config.hydra.job.name}_{number}"
         config.hydra.job.num = number
-    folder = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
-    return run_job(hydra_context=context, task_function=task_function, config=config, **folder)
+    return run_job(
+        hydra_context=context,
+        task_function=task_function,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )

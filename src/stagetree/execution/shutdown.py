@@ -188,9 +188,11 @@ def _to_replace() -> dict[int, Any]:
     """
     if _launching or threading.current_thread() is not threading.main_thread():
         return {}
-    ending = {n: signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL}
+    ending: dict[int, Any] = {
+        n: signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL
+    }
     announcing = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(n))}
-    return ending | announcing
+    return {**ending, **announcing}
 
 
 def _pass_on(number: int) -> None:

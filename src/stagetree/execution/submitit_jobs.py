@@ -16,7 +16,8 @@ from stagetree.execution.engine import Result, Units, run_unit
 from stagetree.execution.shutdown import stop_asked
 
 if TYPE_CHECKING:
-    from submitit import DelayedSubmission, Job
+    from submitit import Job
+    from submitit.helpers import DelayedSubmission
 
 POLL_S = 0.1
 SQUEUE_S, RESULT_S = 2.0, 1.0

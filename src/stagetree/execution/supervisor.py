@@ -61,14 +61,15 @@ class Supervisor:
             died, unbegun = self._launch(self._without_orphans(batch))
             waiting, suspects = [*unbegun, *waiting], []
             for left in died:
-                if len(left) > 1:
+                root, *others = left
+                if others:
                     suspects += [left[: len(left) // 2], left[len(left) // 2 :]]
                     continue
-                self._deaths[left[0].uid] += 1
-                if self._deaths[left[0].uid] < DEATHS:
+                self._deaths[root.uid] += 1
+                if self._deaths[root.uid] < DEATHS:
                     suspects.append(left)
                 else:
-                    self._fail(left[0])
+                    self._fail(root)
 
     def _without_orphans(self, units: Sequence[Unit]) -> list[Unit]:
         """What starts from a state that was never reached fails with it."""

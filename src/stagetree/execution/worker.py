@@ -188,7 +188,7 @@ class _UnitTraining:
         self._pending = [node for node in self._pending if id(node) not in gone]
 
     def _drop_orphans(self) -> None:
-        """What starts from a state that failed fails with it."""
-        while orphans := [node for node in self._pending if node.parent in self.failed]:
-            self.failed |= {node.uid: self.failed[node.parent] for node in orphans}
+        """Fail the nodes that start from states that were never reached."""
+        while orphans := [node for node in self._pending if node.parent and node.parent in self.failed]:
+            self.failed |= {node.uid: self.failed[node.parent] for node in orphans if node.parent}
             self._drop(orphans)

@@ -41,7 +41,7 @@ def loss_gradient(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor
     log_p = torch.log_softmax(logits.reshape(k * b, n_classes), 1)
     rows, seen = aten.nll_loss_forward(log_p, flat, weights, NO_REDUCTION, IGNORED)
     weight = float(b) if weights is None else weights[flat].view(k, b).sum(1)
-    share = logits.new_full((k, 1), 1 / b) if weights is None else (1 / weight)[:, None]
+    share = (1 / weight)[:, None] if isinstance(weight, Tensor) else logits.new_full((k, 1), 1 / b)
     each = share.expand(k, b).reshape(-1)  # what an image's loss counts for
     grad = aten.nll_loss_backward((1 - smoothing) * each, log_p, flat, weights, NO_REDUCTION, IGNORED, seen)
     if smoothing:

@@ -158,10 +158,10 @@ class Pack:
             generators: one for each member; members that share one see equal masks.
         """
         hidden = [bias.shape[2] for bias in self.parameters[1:-1:2]] if self.dropout else []
-        drawn = dict.fromkeys(generators)
         layers = []
         for h in hidden:
-            for generator in drawn:
+            drawn: dict[torch.Generator, Tensor] = {}
+            for generator in dict.fromkeys(generators):
                 mask = torch.empty(b, h, device=generator.device).bernoulli_(1 - self.dropout, generator=generator)
                 drawn[generator] = mask.div_(1 - self.dropout)
             layers.append(torch.stack([drawn[generator] for generator in generators]))

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from stagetree.config.params import param
 from stagetree.tracking.curves import MOST_DOTS
@@ -26,7 +26,7 @@ def curves(known: DataFrame, histories: Histories) -> list[dict[str, Any]]:
     """For each run, in the order of the ranking, its curves as `[epochs, values]` by metric, and where stages end."""
     return [
         {
-            "ends": _ends(stages_of(known.loc[run_id])),
+            "ends": _ends(stages_of(cast(Series, known.loc[run_id]))),
             "metrics": {
                 name: [list(points), [float(f"{value:.6g}") for value in points.values()]]
                 for name, points in curves.items()
@@ -58,7 +58,7 @@ def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, 
     labels: dict[Trunk, str] = {}
     best: dict[str, _Ranked] = {}
     for run_id, run in runs.items():
-        row = known.loc[run_id]
+        row: Any = known.loc[run_id]
         words = [f"{name} {row[name]}" for name in varying if pd.notna(row[name])]
         labels.setdefault(run.trunk, ", ".join(words) or "all runs")
         best.setdefault(run.uid, _Ranked(places[run_id], float(row[metric]), histories[run_id]))
@@ -99,7 +99,7 @@ def recorded_runs(known: DataFrame) -> dict[str, Run]:
 
 def _stand_in(known: str) -> Trunk:
     """Make a trunk that is equal to another exactly when what is known of both runs is."""
-    nothing = dict.fromkeys((field.name for field in fields(Trunk)), 0)
+    nothing: dict[str, Any] = dict.fromkeys((field.name for field in fields(Trunk)), 0)
     return Trunk(**nothing | {"data": known, "optimizer": {"name": ""}})
 
 

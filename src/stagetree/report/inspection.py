@@ -143,7 +143,7 @@ class OutputFolder:
             elif file_digest(weights) != record.files.get(f"{uid}.safetensors"):
                 what = "its weights are damaged"
             if what:
-                yield Problem(f"model of run {model.source_run_id[:8]}", what, uid)
+                yield Problem(f"model of run {str(model.source_run_id)[:8]}", what, uid)
 
     def logged_models(self) -> "list[tuple[LoggedModel, str]]":
         """Models of runs that are not superseded, each with its run's uid."""
@@ -153,8 +153,8 @@ class OutputFolder:
         experiment = client.get_experiment_by_name(self.store.experiment)
         found = client.search_logged_models([experiment.experiment_id]) if experiment else []
         uids = {run.run_id: run.tags["stagetree.uid"] for run in self.store.read()}
-        ours = [model for model in found if model.name == MODEL and model.source_run_id in uids]
-        return [(model, uids[model.source_run_id]) for model in ours]
+        ours = ((model, uids.get(str(model.source_run_id))) for model in found if model.name == MODEL)
+        return [(model, uid) for model, uid in ours if uid]
 
     def leaderboard(self) -> Iterator[Problem]:
         """Compare each row with its run; the rows are all those of one sweep, or of the whole experiment."""

@@ -134,7 +134,7 @@ def _table(frame: DataFrame, marks: list[str]) -> dict[str, Any]:
         frame: from `ranking.rank` or `ranking.aggregate`.
         marks: of `statistics.marks`; single runs have none, since one run does not tell the luck of its seed.
     """
-    numbers = [name for name in frame if metric_column(name)[0] or name in ("n", "n_failed")]
+    numbers = [name for name in map(str, frame) if metric_column(name)[0] or name in ("n", "n_failed")]
     numbers.sort(key=lambda name: metric_column(name)[0] is not METRICS[frame.attrs["metric"]])
     first = [name for name in ("rank", "run_name") if name in frame]
     first += ["status"] if "status" in frame and frame["status"].nunique() > 1 else []

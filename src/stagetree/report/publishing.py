@@ -81,7 +81,7 @@ class Publisher:
         from mlflow import pyfunc
         from mlflow.models import Model
 
-        run = self.client.get_run(model.source_run_id)
+        run = self.client.get_run(str(model.source_run_id))
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             export(Network.load(self.store.output_dir, uid), folder / "data", dict(run.data.params))

@@ -80,9 +80,9 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
     statistics = {}
     for name in leaderboard_metrics(*groups.metrics.values()):
         statistics |= {f"{name}_mean": mean[name], f"{name}_std": line[name].std(), f"{name}_n": line[name].count()}
-    order = _in_order(first.assign(**mean), groups, Series(0, index=first.index))
+    order = _in_order(first.assign(**{name: mean[name] for name in METRICS}), groups, Series(0, index=first.index))
     described, others = _split_params(first[identity])
-    lines = first[[*described, *others]].assign(**statistics, **line[["n", "n_failed"]].sum())
+    lines = first[[*described, *others]].assign(**statistics, n=line["n"].sum(), n_failed=line["n_failed"].sum())
     columns = [*described, *statistics, "n", "n_failed", *others]
     return _numbered(lines.loc[order.index, columns], order, groups)
 
@@ -162,7 +162,7 @@ def _params(frame: DataFrame) -> list[str]:
 
 def _split_params(params: DataFrame) -> tuple[list[str], list[str]]:
     """Name the params of the leaderboard: `COLUMNS` with the optimizer settings that vary, and others that vary."""
-    varying = [name for name in params if params[name].nunique() > 1]
+    varying = [name for name in map(str, params) if params[name].nunique() > 1]
     settings = [name for name in OPTIMIZER_SETTINGS if name in varying]
     after_optimizer = COLUMNS.index("optimizer") + 1
     described = [*COLUMNS[:after_optimizer], *settings, *COLUMNS[after_optimizer:]]
@@ -186,7 +186,7 @@ def _in_order(frame: DataFrame, groups: Groups, tiers: Series) -> Series:
         names = dict.fromkeys([metric, *(name for name, one in METRICS.items() if one.breaks_ties)])
         values = {name: -part[name] if METRICS[name].higher_is_better else part[name] for name in names}
         keys = DataFrame({"tier": tiers[rows].add(1).mask(ranked, 0), **values, **part[["uid", "run_id"]]})
-        order, n_ranked = keys.sort_values(list(keys)).index, int(ranked.sum())
+        order, n_ranked = keys.sort_values(keys.columns.astype(str).tolist()).index, int(ranked.sum())
         parts.append(Series([*range(1, n_ranked + 1), *[None] * (len(order) - n_ranked)], order, dtype="Int64"))
     return pd.concat(parts)
 

@@ -33,7 +33,7 @@ def write_csv(frame: DataFrame, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    text = {name: frame[name].map(_defuse) for name in frame.select_dtypes(exclude="number")}
+    text = {str(name): frame[name].map(_defuse) for name in frame.select_dtypes(exclude="number")}
     defused = frame.assign(**text).rename(columns=_defuse)
     write_output(path, defused.to_csv(index=False, lineterminator="\n").encode())
 
@@ -112,7 +112,7 @@ def _show_table(frame: DataFrame, top: int, metric: str, console: Console) -> No
 def _format_columns(frame: DataFrame, top: int) -> dict[str, list[str]]:
     """Format the columns that are worth printing; mean and standard deviation become one."""
     columns = {}
-    for name in frame:
+    for name in map(str, frame):
         metric, statistic = metric_column(name)
         if metric and statistic:
             if statistic == "mean" and frame[name].notna().any():
@@ -124,7 +124,7 @@ def _format_columns(frame: DataFrame, top: int) -> dict[str, list[str]]:
 
 
 def _says_something(column: Series) -> bool:
-    return column.notna().any() if column.name in METRICS else column.nunique(dropna=False) > 1
+    return bool(column.notna().any()) if column.name in METRICS else column.nunique(dropna=False) > 1
 
 
 def _format(name: str, value: Any) -> str:

@@ -109,6 +109,6 @@ def _publish(folder: OutputFolder, sweep: Sweep) -> None:
     frame = folder.runs_of(sweep)
     ranked = ranking.rank(frame)
     best = frame[frame["run_id"].isin(ranked.loc[ranked["rank"] == 1, "run_id"])]
-    for run in best.itertuples():
-        if checkpoints.find(folder.checkpoints, run.uid):
-            Publisher.open(folder.store, sweep.sweep_id).add_model(run.run_id, run.uid)
+    for run_id, uid in zip(best["run_id"], best["uid"], strict=True):
+        if checkpoints.find(folder.checkpoints, uid):
+            Publisher.open(folder.store, sweep.sweep_id).add_model(run_id, uid)

@@ -262,4 +262,8 @@ def finished(
         # a long stage has a state for few of its epochs
         return os.path.exists(f"{folder}/{uid}.json") and look(uid) is not None
 
-    return Finished(_States(folder, exists), _States(folder, lambda uid: exists(uid) and look(uid).test is not None))
+    def is_tested(uid: str) -> bool:
+        record = look(uid) if exists(uid) else None
+        return record is not None and record.test is not None
+
+    return Finished(_States(folder, exists), _States(folder, is_tested))

@@ -53,10 +53,10 @@ def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
 
 def expected(record: Record) -> Epochs:
     """All metrics that MLflow must hold of a finished run, once each."""
-    epochs = {line["epoch"]: metrics_of(line) for line in record.history}
+    epochs = {int(line["epoch"]): metrics_of(line) for line in record.history}
     last = max(epochs)
     seconds = sum(line.get("seconds", 0.0) for line in record.history)
-    epochs[last] = {**record.test, "train_seconds": seconds, **epochs[last]}
+    epochs[last] = {**(record.test or {}), "train_seconds": seconds, **epochs[last]}
     return epochs
 
 

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,8 +158,10 @@ def joined(tags: Mapping[str, str], name: str) -> str | None:
     """The text that `in_pieces` divided; `None` if there is none."""
     if name not in tags:
         return None
-    more = (tags.get(f"{name}.{k}") for k in count(1))
-    return tags[name] + "".join(takewhile(lambda piece: piece is not None, more))
+    pieces = [tags[name]]
+    while (piece := tags.get(f"{name}.{len(pieces)}")) is not None:
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def cut(text: str, most: int = LONGEST_TAG) -> str:

@@ -108,14 +108,19 @@ class EventFollower:
 
     def _track(self, write: Callable[["Tracker"], None]) -> None:
         """Write to MLflow, unless it failed before."""
-        if self.tracking_error is None:
-            try:
-                write(self._tracker)
-            except Exception as error:
-                self.tracking_error = error
-                self._listener.note(
-                    f"tracking failed: {in_a_line(error)}\n(training goes on; what is missing is written at the end)"
-                )
+        tracker = self._tracker
+        if self.tracking_error is None and tracker is not None:
+            self._try(lambda: write(tracker))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        """Call what may fail since MLflow does, and say so."""
+        try:
+            call()
+        except Exception as error:
+            self.tracking_error = error
+            self._listener.note(
+                f"tracking failed: {in_a_line(error)}\n(training goes on; what is missing is written at the end)"
+            )
 
     def _finish(self) -> None:
         """Write the rest; after an outage, everything once more from the logs, which doubles nothing."""
@@ -125,7 +130,7 @@ class EventFollower:
         self._drain()
         if self.tracking_error is not None:
             self.tracking_error = None
-            self._track(lambda _: self._reconnect())
+            self._try(self._reconnect)
         self._track(lambda tracker: tracker.catch_up())
         self._drain()
         self._track(lambda tracker: tracker.close())
@@ -134,7 +139,7 @@ class EventFollower:
         """Wait for what is on its way to MLflow."""
         while True:
             self._track(lambda tracker: tracker.flush())
-            if self.tracking_error is not None:
+            if self.tracking_error is not None or self._tracker is None:
                 break
             self._listener.recording(self._tracker.backlog)
             if not self._tracker.backlog:

@@ -23,7 +23,7 @@ ORIGIN = "stagetree.migrated_from"
 PARENT = "mlflow.parentRunId"
 
 
-def migrate(config: Config, target_uri: str | None, show: Callable[[Iterable, int], Iterable]) -> int:
+def migrate(config: Config, target_uri: str, show: Callable[[Iterable, int], Iterable]) -> int:
     """Copy what the experiment holds and the other store does not have yet; return the count of runs copied.
 
     Ids are new there. Everything else is as it was: names, times, status, params, metrics with their steps, tags and
@@ -38,9 +38,9 @@ def migrate(config: Config, target_uri: str | None, show: Callable[[Iterable, in
         InputError: there is nothing to copy, or nowhere to copy it to.
     """
     origin = TrackingStore.of(config)
-    if target_uri is None or target_uri == origin.uri:
+    if target_uri in ("", origin.uri):
         raise InputError(
-            f"migrate: got {target_uri}, expected the MLflow tracking URI of another store than {origin.uri} "
+            f"migrate: got {target_uri or 'none'}, expected the MLflow tracking URI of another store than {origin.uri} "
             "(stagetree migrate http://server:5000)"
         )
     if origin.sqlite_path is not None and not origin.sqlite_path.exists():

@@ -52,7 +52,7 @@ class RunWriter:
 
     def __init__(self, entry: RunEntry, destination: Destination):
         self.entry = entry
-        self.run_id: str | None = None
+        self._run_id: str | None = None
         self.ended = False
         """Whether MLflow knows how it ended."""
         self.is_complete = False
@@ -70,6 +70,12 @@ class RunWriter:
         self._has_prefix = False
         """Whether the epochs that were trained before this launch are written."""
         self._lock = threading.Lock()
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's, once the run is begun."""
+        assert self._run_id is not None
+        return self._run_id
 
     def add(self, epoch: int, line: Mapping[str, Any]) -> None:
         """Take an epoch's metrics, which `flush` writes."""
@@ -146,7 +152,7 @@ class RunWriter:
             status: MLflow's; one that is not FINISHED is RUNNING once something is written.
             anew: whether it says something that MLflow cannot take back, so that another run must supersede it.
         """
-        self.run_id, self.ended, self.is_complete = run_id, status == "FINISHED", False
+        self._run_id, self.ended, self.is_complete = run_id, status == "FINISHED", False
         self._is_running = status == "RUNNING"
         self._recorded = {name: list(points) for name, points in recorded.items()}
         self._epochs = {step for points in recorded.values() for step, _ in points}
@@ -161,14 +167,14 @@ class RunWriter:
     def _start_anew(self) -> None:
         """Give up the MLflow run, which the next one supersedes."""
         self.supersedes.append(self.run_id)
-        self.run_id, self._recorded = None, {}
+        self._run_id, self._recorded = None, {}
         self.ended = self._begun = self._is_running = False
         self._epochs.clear()
 
     def _begin(self) -> None:
         if self._begun:
             return
-        if self.run_id is None:
+        if self._run_id is None:
             self._create()
         elif not self.ended:
             self._client.update_run(self.run_id, status="RUNNING")
@@ -189,7 +195,7 @@ class RunWriter:
         if len(entry.stages) > WRITTEN_OUT:  # the params hold it in brief
             pairs = [[stage.epochs, stage.lr] for stage in entry.stages]
             tags |= in_pieces("stagetree.stages", canonical_json(pairs))
-        self.run_id = self._client.create_run(self._to.experiment_id, run_name=entry.name, tags=tags).info.run_id
+        self._run_id = self._client.create_run(self._to.experiment_id, run_name=entry.name, tags=tags).info.run_id
 
     def _describe(self) -> None:
         """Write params and the digests of trunk and data; writing them again changes nothing."""
@@ -214,7 +220,7 @@ class RunWriter:
     def _write_new(self, epochs: Mapping[int, Mapping[str, float]], tags: Mapping[str, str] | None = None) -> None:
         """Write epochs that MLflow holds nothing of, at first those that were trained before this launch too."""
         if not self._has_prefix:
-            epochs = self._reached() | epochs
+            epochs = {**self._reached(), **epochs}
             self._has_prefix = True
         self._write({epoch: values for epoch, values in epochs.items() if epoch not in self._epochs}, tags)
 
@@ -223,7 +229,7 @@ class RunWriter:
         for uid in reversed(self.entry.path):
             record = checkpoints.find(self._to.store.checkpoints, uid, since=self._to.since)
             if record is not None:
-                return {line["epoch"]: metrics_of(line) for line in record.history}
+                return {int(line["epoch"]): metrics_of(line) for line in record.history}
         return {}
 
     def _write(self, epochs: Epochs, tags: Mapping[str, str] | None = None) -> None:

@@ -133,7 +133,7 @@ def load_histories(uri: str, run_ids: Sequence[str]) -> dict[str, dict[str, dict
 
 def load_metrics(
     uri: str, run_ids: Sequence[str], wanted: Callable[[str], bool] = lambda name: True
-) -> dict[str, Metrics]:
+) -> Mapping[str, Metrics]:
     """Read every value that a store holds of the metrics of runs, by the runs' ids.
 
     Args:
@@ -164,7 +164,7 @@ def load_metrics(
             for first in range(0, len(run_ids), MOST_IDS):
                 chosen = table.c.run_uuid.in_(run_ids[first : first + MOST_IDS])
                 query = sql.select(*table.c).where(chosen).order_by(table.c.run_uuid, table.c.key, table.c.step)
-                for run_id, name, step, value, is_nan in connection.execute(query):
+                for run_id, name, step, value, is_nan in map(tuple, connection.execute(query)):
                     if wanted(name):
                         point = (step, math.nan if is_nan else _unclamped(value))
                         found[run_id].setdefault(name, []).append(point)
@@ -281,7 +281,7 @@ def stages_of(row: Series) -> Stages:
 
 def param_columns(frame: DataFrame) -> list[str]:
     """Name the columns of a frame from `load` that are params."""
-    return [name for name in frame if name not in ATTRIBUTES and name not in METRICS]
+    return [name for name in map(str, frame) if name not in ATTRIBUTES and name not in METRICS]
 
 
 def _unclamped(value: float) -> float:

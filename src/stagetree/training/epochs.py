@@ -62,7 +62,7 @@ class _Sums:
         hits = (logits.argmax(-1) == labels).sum(1)
         device = self._loss.device
         self._loss += loss.to(device)
-        self._weight += weight if isinstance(weight, float) else weight.to(device)
+        self._weight += weight.to(device) if isinstance(weight, Tensor) else weight
         self._hits += hits.to(device)
 
     def means(self, part: str, n_images: int) -> list[dict[str, float]]:

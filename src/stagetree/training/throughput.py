@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from stagetree.storage.files import read_sealed, write_sealed
 from stagetree.training.devices import use_device
@@ -131,8 +131,9 @@ def look_up_or_measure_all(
         resolved = {digest: str(Path(folder).resolve()) for digest, folder in folders.items()}
         tasks = [(members[0], -(-len(members) // workers)) for members in missing]
         here = min(workers, os.cpu_count() or 1)
-        each = Parallel(n_jobs=here)(delayed(_measure_each)(tasks, resolved, workers_per_device) for _ in range(here))
-        for (node, _), own in zip(tasks, each[0], strict=False):
+        calls = (delayed(_measure_each)(tasks, resolved, workers_per_device) for _ in range(here))
+        measured: list[list[Throughput]] = cast(Any, Parallel(n_jobs=here)(calls))
+        for (node, _), own in zip(tasks, measured[0], strict=False):
             found[node.pack_key] = own
             keep(output_dir, node.pack_key, own)
     return {key: own for key, own in found.items() if own is not None}

@@ -224,8 +224,9 @@ class _Members:
         """Go back to a copy."""
         for parameter, value in zip(self.pack.parameters, before.weights, strict=True):
             parameter.copy_(value)
-        for k, state in enumerate(before.optimizer):
-            self._optimizer.load(k, state)
+        if self._optimizer is not None:
+            for k, state in enumerate(before.optimizer):
+                self._optimizer.load(k, state)
 
     def save(self, k: int, uid: str, *, test: Mapping[str, float] | None = None, partial: bool = False) -> None:
         """Keep a member's state as it is now."""

@@ -75,14 +75,14 @@ class Node:
 
     def chain(self) -> list["Node"]:
         """This node and those below it up to the first at which the tree forks or a run ends."""
-        nodes = [self]
+        nodes: list[Node] = [self]
         while len(nodes[-1].children) == 1 and not nodes[-1].final:
             nodes.append(nodes[-1].children[0])
         return nodes
 
     def walk(self) -> Iterator["Node"]:
         """Yield this node and all below it, parents first."""
-        stack = [self]
+        stack: list[Node] = [self]
         while stack:
             node = stack.pop()
             yield node

@@ -78,10 +78,11 @@ def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
     chain = [root]
     while len(chain[-1].children) == 1:
         chain.append(chain[-1].children[0])
-    below, top = chain[-1].children, None
-    for node in reversed(chain):
-        top = replace(node, children=(top,) if top else ())
-    return top, below
+    *above, last = chain
+    top = replace(last, children=())
+    for node in reversed(above):
+        top = replace(node, children=(top,))
+    return top, last.children
 
 
 def _pieces(roots: Sequence[tuple[Node, float, int]], parts: int, packs: Mapping[PackKey, int]) -> int:

@@ -30,10 +30,13 @@ class StagetreeSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from stagetree.cli.main import Task
 
+        assert self.hydra_context is not None, "Hydra calls setup first"
+        assert self.config is not None
         if not isinstance(self.task_function, Task):
             from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-            basic = BasicSweeper(max_batch_size=None, params=self.params)
+            params: Any = self.params  # Hydra's own gets a DictConfig too
+            basic = BasicSweeper(max_batch_size=None, params=params)
             basic.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
             return basic.sweep(arguments)
         from stagetree.cli.train import train_grid
