@@ -86,8 +86,8 @@ def test_a_state_that_stays_damaged_fails_with_its_name(bench, run, monkeypatch)
 
     monkeypatch.setattr(checkpoints, "load", load)
     (failure,) = [event for event in bench.train(longer) if isinstance(event, Failed)]
-    assert "twice in a row" in failure["reason"]
-    assert run.uid in failure["reason"]
+    assert "twice in a row" in failure.reason
+    assert run.uid in failure.reason
 
 
 def test_what_another_process_trains_is_waited_for_and_taken_over(bench, other, run, monkeypatch):

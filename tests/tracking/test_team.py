@@ -143,7 +143,7 @@ def test_moving_needs_somewhere_to_move_to(tmp_path, local):
     where = f"output_dir={local / 'mlruns'}"
     done = stagetree(tmp_path, "migrate", where)
     assert done.returncode == 1
-    assert "migrate: got None, expected the MLflow tracking URI of another store" in done.stderr
+    assert "migrate: got none, expected the MLflow tracking URI of another store" in done.stderr
     done = stagetree(tmp_path, "migrate", "sqlite:///elsewhere.db", "output_dir=nowhere")
     assert done.returncode == 1
     assert "no runs are recorded in nowhere (nothing to copy)" in done.stderr
