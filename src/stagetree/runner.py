@@ -28,7 +28,7 @@ from stagetree.redact import redact, redact_words
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import Record
 from stagetree.storage.files import remove_leftovers, write_atomic
-from stagetree.storage.locks import store_claims
+from stagetree.storage.locks import output_dir_locks
 from stagetree.tracking.connection import TrackingStore, cut
 from stagetree.tracking.follower import EventFollower, Listener, in_a_line
 from stagetree.tracking.tracker import SweepRecord, Tracker
@@ -87,7 +87,7 @@ def run(
 
     trouble = None
     follower = EventFollower(launch / "events", progress(planned), open_tracker)
-    with follower, LaunchingProcess(launch, store_claims(store.output_dir), on_signal=follower.hurry) as launching:
+    with follower, LaunchingProcess(launch, output_dir_locks(store.output_dir), on_signal=follower.hurry) as launching:
         # whoever finds this file finds its launch alive
         summary = planned.summary.to_json() | {"command": list(command)}
         write_atomic(launch / "sweep.json", json.dumps(summary).encode())

@@ -10,23 +10,23 @@ import pytest
 from sweeps import PATIENCE_S
 
 from stagetree.execution import shutdown
-from stagetree.storage.locks import store_claims
+from stagetree.storage.locks import output_dir_locks
 
 COMMON = """
 import signal, sys, time
 from pathlib import Path
 from stagetree.errors import Stopped
 from stagetree.execution.shutdown import Interrupted, LaunchingProcess, StopWatcher
-from stagetree.execution.shutdown import leave_ctrl_c_to_the_launcher, training
-from stagetree.storage.locks import store_claims
+from stagetree.execution.shutdown import ignore_ctrl_c, hold_unit
+from stagetree.storage.locks import output_dir_locks
 folder = Path(sys.argv[1])
-claims = store_claims(folder)
+locks = output_dir_locks(folder)
 def say(*words):
     print(*words, flush=True)
 """
 LAUNCHER = """
 try:
-    with LaunchingProcess(folder, claims, lambda: say("told")) as launching:
+    with LaunchingProcess(folder, locks, lambda: say("told")) as launching:
         say("ready")
         while not (folder / "workers have returned").exists():
             time.sleep(0.01)
@@ -36,7 +36,7 @@ except Interrupted as interrupted:
 say("handler", signal.getsignal(signal.SIGTERM).name)
 """
 WORKER = """
-watch = StopWatcher(folder, claims, sys.argv[2])
+watch = StopWatcher(folder, locks, sys.argv[2])
 try:
     with watch.active():
         say("ready")
@@ -50,7 +50,7 @@ except Stopped as stopped:
     say("stopped:", stopped)
 """
 IDLE_WORKER = """
-with StopWatcher(folder, claims, sys.argv[2]).active():
+with StopWatcher(folder, locks, sys.argv[2]).active():
     pass
 say("ready")
 time.sleep(600)
@@ -125,13 +125,13 @@ def test_nohup_is_respected(start, tmp_path):
 
 
 def test_a_launch_is_known_to_live_until_it_is_killed(start, tmp_path):
-    claims = store_claims(tmp_path)
-    assert not shutdown.is_launching(tmp_path, claims)
+    locks = output_dir_locks(tmp_path)
+    assert not shutdown.is_launching(tmp_path, locks)
     process = start(LAUNCHER)
-    assert shutdown.is_launching(tmp_path, claims)
+    assert shutdown.is_launching(tmp_path, locks)
     process.kill()
     process.wait()
-    assert not shutdown.is_launching(tmp_path, claims)
+    assert not shutdown.is_launching(tmp_path, locks)
 
 
 # ---------------------------------------------------------------- workers
@@ -179,20 +179,20 @@ def test_a_worker_ends_with_its_launching_process(start):
 
 
 def test_ctrl_c_is_left_to_the_launching_process(start, tmp_path):
-    process = start("leave_ctrl_c_to_the_launcher()" + WORKER)
+    process = start("ignore_ctrl_c()" + WORKER)
     process.send_signal(signal.SIGINT)
     (tmp_path / "stop").touch()
     assert end(process) == (["states kept", "stopped: asked to stop"], 0)
-    launcher = start(LAUNCHER.replace('say("ready")', 'leave_ctrl_c_to_the_launcher(); say("ready")'))
+    launcher = start(LAUNCHER.replace('say("ready")', 'ignore_ctrl_c(); say("ready")'))
     launcher.send_signal(signal.SIGINT)
     assert launcher.stdout.readline() == "told\n"
 
 
 def test_a_unit_is_trained_until_its_worker_is_killed(start, tmp_path):
-    claims = store_claims(tmp_path)
-    process = start("with training(folder, '0007', claims): say('ready'); time.sleep(600)")
-    assert shutdown.is_training(tmp_path, "0007", claims)
-    assert not shutdown.is_training(tmp_path, "0008", claims)
+    locks = output_dir_locks(tmp_path)
+    process = start("with hold_unit(folder, '0007', locks): say('ready'); time.sleep(600)")
+    assert shutdown.is_unit_held(tmp_path, "0007", locks)
+    assert not shutdown.is_unit_held(tmp_path, "0008", locks)
     process.kill()
     process.wait()
-    assert not shutdown.is_training(tmp_path, "0007", claims)
+    assert not shutdown.is_unit_held(tmp_path, "0007", locks)

@@ -11,7 +11,7 @@ from stagetree.execution.shutdown import StopWatcher
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventReader
 from stagetree.storage.events import EpochEnded, Failed, Waiting
-from stagetree.storage.locks import store_claims
+from stagetree.storage.locks import output_dir_locks
 from stagetree.storage.unit_files import UnitSettings, write_unit
 from stagetree.tree.runs import Stage, prefix_uid
 from stagetree.tree.stage_tree import StageTree, path_to
@@ -91,11 +91,11 @@ def test_a_state_that_stays_damaged_fails_with_its_name(bench, run, monkeypatch)
 
 
 def test_what_another_process_trains_is_waited_for_and_taken_over(bench, other, run, monkeypatch):
-    """The other process is played by a claim that is not given, until it has trained the first stage."""
+    """The other process is played by a lock that is not given, until it has trained the first stage."""
     other.train(run)
-    claims, busy = store_claims(bench.output_dir), {prefix_uid(run.trunk.json, run.stages[:1])}
-    real = claims.take
-    monkeypatch.setattr("stagetree.storage.locks.Claims.take", lambda _, name: name not in busy and real(name))
+    locks, busy = output_dir_locks(bench.output_dir), {prefix_uid(run.trunk.json, run.stages[:1])}
+    real = locks.take
+    monkeypatch.setattr("stagetree.storage.locks.Locks.take", lambda _, name: name not in busy and real(name))
     folder = unit(bench, run)
 
     def another():
@@ -149,7 +149,7 @@ def records(bench):
 def test_a_stop_file_ends_a_unit_before_it_begins(bench, run):
     folder = unit(bench, run)
     (folder / "stop").touch()
-    watch = StopWatcher(folder, store_claims(bench.output_dir), "")
+    watch = StopWatcher(folder, output_dir_locks(bench.output_dir), "")
     watch.look()
     with pytest.raises(Stopped, match="asked to stop"):
         watch.check()

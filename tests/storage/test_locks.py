@@ -1,4 +1,4 @@
-"""Claims between real processes."""
+"""Locks between real processes."""
 
 import os
 import platform
@@ -8,13 +8,13 @@ import sys
 import pytest
 from sweeps import small, stagetree, trained
 
-from stagetree.storage.locks import Claims
+from stagetree.storage.locks import Locks
 
 HOLD = """
 import sys
 from pathlib import Path
-from stagetree.storage.locks import Claims
-print(Claims(Path(sys.argv[1])).take("name"), flush=True)
+from stagetree.storage.locks import Locks
+print(Locks(Path(sys.argv[1])).take("name"), flush=True)
 sys.stdin.read()
 """
 
@@ -32,7 +32,7 @@ def test_a_name_has_one_holder_until_that_one_dies(tmp_path):
     assert taken == "True"
     second, taken = holder(path)
     assert taken == "False"
-    mine = Claims(path)
+    mine = Locks(path)
     assert not mine.take("name")
     assert not mine.is_free("name")
     assert mine.take("another name")
@@ -49,22 +49,22 @@ def test_a_name_has_one_holder_until_that_one_dies(tmp_path):
 
 
 def test_what_this_process_holds_is_not_free_and_can_be_given_back(tmp_path):
-    claims = Claims(tmp_path / "claims.lock")
-    assert claims.is_free("name")
-    assert claims.take("name")
-    assert claims.take("name")
-    assert claims.holds("name")
-    assert not claims.is_free("name")
-    assert Claims(tmp_path / "claims.lock").holds("name")
-    claims.release("name")
-    assert claims.is_free("name")
-    assert not claims.holds("name")
+    locks = Locks(tmp_path / "claims.lock")
+    assert locks.is_free("name")
+    assert locks.take("name")
+    assert locks.take("name")
+    assert locks.holds("name")
+    assert not locks.is_free("name")
+    assert Locks(tmp_path / "claims.lock").holds("name")
+    locks.release("name")
+    assert locks.is_free("name")
+    assert not locks.holds("name")
 
 
 def test_looking_takes_nothing_from_another(tmp_path):
     """Two processes that ask whether a name is free do not see each other."""
-    claims = Claims(tmp_path / "claims.lock")
-    assert claims.is_free("name")
+    locks = Locks(tmp_path / "claims.lock")
+    assert locks.is_free("name")
     process, taken = holder(tmp_path / "claims.lock")
     assert taken == "True"
     process.communicate()

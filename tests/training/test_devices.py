@@ -17,10 +17,10 @@ from stagetree.training import devices
 WORKER = """
 import sys
 from pathlib import Path
-from stagetree.storage.locks import Claims
+from stagetree.storage.locks import Locks
 from stagetree.training.devices import take_slot
 said = lambda text: print(text, flush=True)
-print(take_slot(Claims(Path(sys.argv[1])), sys.argv[3:], int(sys.argv[2]), lambda: None, said), flush=True)
+print(take_slot(Locks(Path(sys.argv[1])), sys.argv[3:], int(sys.argv[2]), lambda: None, said), flush=True)
 sys.stdin.read()
 """
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from stagetree.cli.progress import ProgressDisplay
 from stagetree.config.composition import Job
 from stagetree.errors import InputError
-from stagetree.execution.shutdown import is_launching, is_training
+from stagetree.execution.shutdown import is_launching, is_unit_held
 from stagetree.storage.event_log import EventReader
 from stagetree.storage.events import UnitBegan, UnitEnded
-from stagetree.storage.locks import store_claims
+from stagetree.storage.locks import output_dir_locks
 from stagetree.tracking.follower import POLL_S
 
 
@@ -29,7 +29,7 @@ def watch(job: Job) -> None:
     names = {run["uid"]: run["name"] for run in planned["runs"] if not run["finished"]}
     progress = ProgressDisplay(epochs=planned["epochs_to_train"], names=names)
     reader = EventReader(folder / "events", on_damage=lambda error: progress.note(str(error)))
-    claims = store_claims(output_dir)
+    locks = output_dir_locks(output_dir)
     progress.console.print(f"sweep {planned['sweep']}: {' '.join(planned['command'])}", markup=False, highlight=False)
     first, over, busy = True, False, set()
     with progress:
@@ -49,5 +49,5 @@ def watch(job: Job) -> None:
                 break
             time.sleep(POLL_S)
             # what happened before this was asked is read once more
-            over = not is_launching(folder, claims) and not any(is_training(folder, unit, claims) for unit in busy)
+            over = not is_launching(folder, locks) and not any(is_unit_held(folder, unit, locks) for unit in busy)
     progress.console.print(f"{progress.status()}; no process trains this sweep now", highlight=False)

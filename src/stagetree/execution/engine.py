@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from stagetree.errors import InputError
-from stagetree.execution.shutdown import is_training, leave_ctrl_c_to_the_launcher, stop_asked, training
-from stagetree.storage.locks import store_claims
+from stagetree.execution.shutdown import hold_unit, ignore_ctrl_c, is_unit_held, stop_asked
+from stagetree.storage.locks import output_dir_locks
 from stagetree.storage.unit_files import UnseenError, mark_ended, output_dir_of, take_unit
 
 WAIT_S = 0.1
@@ -54,7 +54,7 @@ class Engine(Protocol):
 
 def run_unit(sweep_dir: Path, unit_id: str) -> Result:
     """Train one unit. Errors are returned, since with some launchers an exception would end other units."""
-    leave_ctrl_c_to_the_launcher()
+    ignore_ctrl_c()
     if stop_asked(sweep_dir):
         return Result(unit_id, stopped=BEFORE)
     try:
@@ -74,14 +74,14 @@ def run_next(sweep_dir: Path, units: Units) -> Result | None:
     """Train the next unit that can start, in a worker that is bound to none; `None` if none is left."""
     if not sweep_dir.is_dir():
         return run_unit(sweep_dir, next(iter(units)))  # which says so
-    claims = store_claims(output_dir_of(sweep_dir))
-    while not (unit_id := take_unit(sweep_dir, units, lambda other: is_training(sweep_dir, other, claims))):
+    locks = output_dir_locks(output_dir_of(sweep_dir))
+    while not (unit_id := take_unit(sweep_dir, units, lambda other: is_unit_held(sweep_dir, other, locks))):
         if unit_id is None:
             return None
         if stop_asked(sweep_dir):
             return Result("", stopped=BEFORE)
         time.sleep(WAIT_S)
-    with training(sweep_dir, unit_id, claims):  # from now on, since importing torch takes seconds
+    with hold_unit(sweep_dir, unit_id, locks):  # from now on, since importing torch takes seconds
         return run_unit(sweep_dir, unit_id)
 
 

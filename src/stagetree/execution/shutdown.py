@@ -1,7 +1,7 @@
 """Ending in good order: what the launching process is told reaches its workers, and none of them outlives it.
 
 A file named `stop` in the launch's folder asks its workers to keep their states and return: that works with every
-launcher. A launching process that dies says nothing, but holds its claim no longer.
+launcher. A launching process that dies says nothing, but holds its lock no longer.
 """
 
 import _thread
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stagetree.errors import Stopped
-from stagetree.storage.locks import Claims
+from stagetree.storage.locks import Locks
 
 LOOK_EVERY_S = 0.1
 PATIENCE_S = 0.9
@@ -37,32 +37,32 @@ def stop_asked(folder: Path) -> bool:
     return (folder / "stop").exists()
 
 
-def is_launching(folder: Path, claims: Claims) -> bool:
+def is_launching(folder: Path, locks: Locks) -> bool:
     """Whether the launching process of a launch lives."""
-    return not claims.is_free(_claim(folder))
+    return not locks.is_free(_lock_name(folder))
 
 
-def _claim(folder: Path) -> str:
+def _lock_name(folder: Path) -> str:
     return f"launch {folder.name} {folder.parent.name}"
 
 
 @contextlib.contextmanager
-def training(folder: Path, unit_id: str, claims: Claims) -> Iterator[None]:
-    """Hold a claim while a unit is trained: on a cluster, its launching process may be gone by then."""
-    claims.take(_unit_claim(folder, unit_id))
+def hold_unit(folder: Path, unit_id: str, locks: Locks) -> Iterator[None]:
+    """Hold a lock while a unit is trained: on a cluster, its launching process may be gone by then."""
+    locks.take(_unit_lock(folder, unit_id))
     try:
         yield
     finally:
-        claims.release(_unit_claim(folder, unit_id))
+        locks.release(_unit_lock(folder, unit_id))
 
 
-def is_training(folder: Path, unit_id: str, claims: Claims) -> bool:
+def is_unit_held(folder: Path, unit_id: str, locks: Locks) -> bool:
     """Whether a worker trains a unit."""
-    return not claims.is_free(_unit_claim(folder, unit_id))
+    return not locks.is_free(_unit_lock(folder, unit_id))
 
 
-def _unit_claim(folder: Path, unit_id: str) -> str:
-    return f"unit {unit_id} of {_claim(folder)}"
+def _unit_lock(folder: Path, unit_id: str) -> str:
+    return f"unit {unit_id} of {_lock_name(folder)}"
 
 
 # ---------------------------------------------------------------- the launching process
@@ -78,12 +78,12 @@ class LaunchingProcess:
 
     Args:
         folder: of the launch.
-        claims: of the store.
+        locks: of the store.
         on_signal: called at the first signal.
     """
 
-    def __init__(self, folder: Path, claims: Claims, on_signal: Callable[[], None]):
-        self.folder, self.claims, self._tell = folder, claims, on_signal
+    def __init__(self, folder: Path, locks: Locks, on_signal: Callable[[], None]):
+        self.folder, self.locks, self._tell = folder, locks, on_signal
         self.signal: int | None = None
         self._timer: threading.Timer | None = None
         self._before = {}
@@ -91,7 +91,7 @@ class LaunchingProcess:
     def __enter__(self) -> "LaunchingProcess":
         global _launching
         _launching = True
-        self.claims.take(_claim(self.folder))
+        self.locks.take(_lock_name(self.folder))
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -105,7 +105,7 @@ class LaunchingProcess:
             self._timer.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self.claims.release(_claim(self.folder))
+        self.locks.release(_lock_name(self.folder))
 
     def _on_signal(self, number: int, _) -> None:
         if self.signal is not None:
@@ -129,13 +129,13 @@ class StopWatcher:
 
     Args:
         folder: of the launch.
-        claims: of the store.
-        launcher: host of the launching process; claims are asked on the same host alone, since not every shared
+        locks: of the store.
+        launcher: host of the launching process; locks are asked on the same host alone, since not every shared
             folder passes locks on. Empty: there is none to watch.
     """
 
-    def __init__(self, folder: Path, claims: Claims, launcher: str):
-        self._folder, self._claims = folder, claims
+    def __init__(self, folder: Path, locks: Locks, launcher: str):
+        self._folder, self._locks = folder, locks
         self._watches_launcher = launcher == socket.gethostname() and not _launching
         self._active = False
         self._signal: int | None = None
@@ -174,7 +174,7 @@ class StopWatcher:
         """See whether it is time to stop."""
         if stop_asked(self._folder):
             self.reason = "asked to stop"
-        elif self._watches_launcher and self._claims.is_free(_claim(self._folder)):
+        elif self._watches_launcher and self._locks.is_free(_lock_name(self._folder)):
             self.reason = "the launching process is gone"
             if not self._active:
                 os._exit(1)  # nobody waits for this worker any more
@@ -214,7 +214,7 @@ def _keep_looking() -> None:
             _current.look()
 
 
-def leave_ctrl_c_to_the_launcher() -> None:
+def ignore_ctrl_c() -> None:
     """In a worker, ignore SIGINT: a terminal sends it to all processes, and the launching one stops the others."""
     if not _launching and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)

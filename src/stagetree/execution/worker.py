@@ -1,7 +1,7 @@
 """A unit in a worker: which of its nodes are trained when, and what other processes and earlier ones left to train.
 
 The plan may be old by the time a worker has it: a state may have been reached by another sweep, by this unit before
-its worker was killed, or be damaged. So each node is looked at again, under a claim, before it is trained.
+its worker was killed, or be damaged. So each node is looked at again, under a lock, before it is trained.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stagetree.errors import Stopped
 from stagetree.execution.engine import Result
-from stagetree.execution.shutdown import StopWatcher, training
+from stagetree.execution.shutdown import StopWatcher, hold_unit
 from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventLog, EventReader
 from stagetree.storage.events import (
@@ -28,7 +28,7 @@ from stagetree.storage.events import (
     UnitEnded,
     Waiting,
 )
-from stagetree.storage.locks import Claims, store_claims
+from stagetree.storage.locks import Locks, output_dir_locks
 from stagetree.storage.unit_files import read_unit
 from stagetree.training.devices import use_device
 from stagetree.training.trainer import PackTrainer
@@ -48,17 +48,17 @@ def train_unit(folder: Path, unit_id: str) -> Result:
     folder = Path(folder)
     file = read_unit(folder, unit_id)
     settings = file.settings
-    claims = store_claims(Path(settings.output_dir))
-    watch = StopWatcher(folder, claims, settings.launcher)
+    locks = output_dir_locks(Path(settings.output_dir))
+    watch = StopWatcher(folder, locks, settings.launcher)
     log = EventLog(folder / "events", unit_id)
-    with contextlib.closing(log), training(folder, unit_id, claims), watch.active():
+    with contextlib.closing(log), hold_unit(folder, unit_id, locks), watch.active():
         log.append(UnitBegan(unit_id, os.getpid(), socket.gethostname(), time.time()))
         before = (EventReader(folder / "events", lambda _: None, name=other).read() for other in file.after)
         failed = {event.uid: event.reason for event in chain(*before) if isinstance(event, Failed) and not event.alone}
         for device in {node.trunk.device for node in file.nodes}:
             use_device(device, settings.workers_per_device, watch.check, lambda why: log.append(Note(why)))
         trainer = PackTrainer(settings, log, watch.check)
-        unit = _UnitTraining(file.nodes, failed, trainer, claims)
+        unit = _UnitTraining(file.nodes, failed, trainer, locks)
         try:
             unit.run()
         except Stopped as stopped:
@@ -82,14 +82,14 @@ class _UnitTraining:
         nodes: of the unit, parents first.
         failed: the reason for each state that other units failed to reach.
         trainer: of packs.
-        claims: of the output folder.
+        locks: of the output folder.
     """
 
-    def __init__(self, nodes: Sequence[Node], failed: Mapping[str, str], trainer: PackTrainer, claims: Claims):
+    def __init__(self, nodes: Sequence[Node], failed: Mapping[str, str], trainer: PackTrainer, locks: Locks):
         self.failed = dict(failed)
         self._pending = list(nodes)
         self._settings, self._log, self._check = trainer.settings, trainer.log, trainer.check
-        self._trainer, self._claims = trainer, claims
+        self._trainer, self._locks = trainer, locks
         self._lost: set[str] = set()  # states that turned out to be missing or damaged when they were loaded
         self._losses: Counter[str] = Counter()
         self._trained: Counter[str] = Counter()
@@ -100,7 +100,7 @@ class _UnitTraining:
         """Train nodes in packs as their starting states become available."""
         while self._pending:
             self._check()
-            chosen = self._claim_pack() if self._settings.share else self._choose(self._ready())
+            chosen = self._lock_pack() if self._settings.share else self._choose(self._ready())
             try:
                 if chosen:
                     self._train(chosen)
@@ -108,7 +108,7 @@ class _UnitTraining:
                     time.sleep(WAIT_S)
             finally:
                 for node in chosen:
-                    self._claims.release(node.uid)
+                    self._locks.release(node.uid)
 
     def _ready(self) -> list[Node]:
         waiting = {node.uid for node in self._pending if node.epochs}
@@ -117,12 +117,12 @@ class _UnitTraining:
     def _choose(self, ready: Sequence[Node]) -> list[Node]:
         return next(packs(ready, self._trainer.largest_pack))
 
-    def _claim_pack(self) -> list[Node]:
-        """Choose nodes and claim them; none if others are at work on all that could be trained now."""
+    def _lock_pack(self) -> list[Node]:
+        """Choose nodes and lock them; none if others are at work on all that could be trained now."""
         busy: set[str] = set()
         while ready := [node for node in self._ready() if node.uid not in busy]:
             chosen = self._choose(ready)
-            mine = [node for node in chosen if self._claims.take(node.uid)]
+            mine = [node for node in chosen if self._locks.take(node.uid)]
             busy |= {node.uid for node in chosen} - {node.uid for node in mine}
             if todo := self._look_again(mine):
                 return todo
@@ -141,7 +141,7 @@ class _UnitTraining:
             if [(one.uid, one.parent, one.epochs) for one in path] == [(node.uid, node.parent, node.epochs)]:
                 todo.append(node)
                 continue
-            self._claims.release(node.uid)
+            self._locks.release(node.uid)
             self._drop([node])
             if not path:
                 self._log.append(StateReached(node.uid))

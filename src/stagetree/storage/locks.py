@@ -15,8 +15,8 @@ from pathlib import Path
 from stagetree.errors import InputError
 
 
-class Claims:
-    """The claims of this process among those of all processes that use the same file.
+class Locks:
+    """The locks that this process takes, of all those in one file.
 
     Args:
         path: of the lock file; made if it does not exist.
@@ -27,7 +27,7 @@ class Claims:
         self._held = _HELD.setdefault(self._fd, set())
 
     def take(self, name: str) -> bool:
-        """Claim a name, unless another process holds it. Taking it twice is fine."""
+        """Lock a name, unless another process holds it. Taking it twice is fine."""
         taken = self._lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if taken:
             self._held.add(name)
@@ -78,6 +78,7 @@ def _open(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
-def store_claims(output_dir: Path) -> Claims:
+def output_dir_locks(output_dir: Path) -> Locks:
     """Those of a store: states being trained, runs being recorded, launches that live."""
-    return Claims(output_dir.resolve() / "claims.lock")
+    # its name in earlier versions, whose processes may be at work in the same folder
+    return Locks(output_dir.resolve() / "claims.lock")

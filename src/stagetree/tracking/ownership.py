@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from stagetree.storage.locks import store_claims
+from stagetree.storage.locks import output_dir_locks
 from stagetree.tracking.connection import TrackingStore, pages
 
 if TYPE_CHECKING:
@@ -25,17 +25,17 @@ class Ownership:
 
     def __init__(self, store: TrackingStore):
         self._store = store
-        self._claims = store_claims(store.output_dir)
+        self._locks = output_dir_locks(store.output_dir)
         self.writer = f"{socket.gethostname()} {store.output_dir}"
         """Tag of what is written here: where its lock is."""
 
     def take(self, kind: Kind, name: str) -> bool:
         """Become the writer of a run or a sweep, unless another process is."""
-        return self._claims.take(self._claim(kind, name))
+        return self._locks.take(self._lock_name(kind, name))
 
     def release(self, kind: Kind, name: str) -> None:
         """Let another process write a run or a sweep."""
-        self._claims.release(self._claim(kind, name))
+        self._locks.release(self._lock_name(kind, name))
 
     def end_dead(self, client: "MlflowClient", experiment_id: str) -> dict[str, Mapping[str, str]]:
         """End all that is RUNNING in the experiment and whose writer is dead; return the rest: tags by run id."""
@@ -51,14 +51,14 @@ class Ownership:
             client.set_terminated(run_id, "KILLED")
             return True
         kind = tags["stagetree.kind"]
-        claims, claim = store_claims(Path(folder)), self._claim(kind, tags[NAME_TAGS[kind]])
-        if claims.holds(claim) or not claims.take(claim):
+        locks, lock = output_dir_locks(Path(folder)), self._lock_name(kind, tags[NAME_TAGS[kind]])
+        if locks.holds(lock) or not locks.take(lock):
             return False
         # A writer ends its run before it gives the lock back: what is RUNNING now has none.
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
-        claims.release(claim)
+        locks.release(lock)
         return True
 
-    def _claim(self, kind: str, name: str) -> str:
+    def _lock_name(self, kind: str, name: str) -> str:
         return f"{kind} {name} in {self._store.experiment} at {self._store.uri}"

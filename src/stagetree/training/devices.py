@@ -1,6 +1,6 @@
 """Which accelerator a worker trains on: each worker has a slot of its own, whichever sweep of this machine it serves.
 
-A slot is a claim in a file of this machine, so that it is free again when its worker is gone, however that ended.
+A slot is a lock in a file of this machine, so that it is free again when its worker is gone, however that ended.
 """
 
 import getpass
@@ -14,7 +14,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from stagetree.storage.locks import Claims
+from stagetree.storage.locks import Locks
 
 DEV = Path("/dev")
 NVIDIA = Path("/proc/driver/nvidia/version")
@@ -87,12 +87,12 @@ def use_device(device: str, workers_per_device: int, check: Callable[[], None], 
     if count:  # without, training says so
         # by what it is: its number may be another one in a process that sees fewer
         names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
-        _mine = take_slot(_claims(), names, workers_per_device, check, tell)
+        _mine = take_slot(_locks(), names, workers_per_device, check, tell)
         torch.cuda.set_device(_mine)
 
 
 def take_slot(
-    claims: Claims,
+    locks: Locks,
     names: Sequence[str],
     workers_per_device: int,
     check: Callable[[], None],
@@ -101,7 +101,7 @@ def take_slot(
     """Wait for a slot and take it, on the device with the fewest taken.
 
     Args:
-        claims: of all workers of this machine.
+        locks: of all workers of this machine.
         names: of the devices that this process sees.
         workers_per_device: slots of each.
         check: called while waiting; what it raises ends that.
@@ -114,7 +114,7 @@ def take_slot(
     while True:
         for slot in range(workers_per_device):
             for number, name in enumerate(names):
-                if claims.take(f"{name} {slot}"):
+                if locks.take(f"{name} {slot}"):
                     return number
         if not told:
             tell(
@@ -127,5 +127,5 @@ def take_slot(
         time.sleep(POLL_S)
 
 
-def _claims() -> Claims:
-    return Claims(Path(tempfile.gettempdir()) / f"stagetree-devices-{getpass.getuser()}.lock")
+def _locks() -> Locks:
+    return Locks(Path(tempfile.gettempdir()) / f"stagetree-devices-{getpass.getuser()}.lock")

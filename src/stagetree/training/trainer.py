@@ -19,7 +19,7 @@ from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import State
 from stagetree.storage.event_log import EventLog
 from stagetree.storage.events import EpochEnded, EpochLine, Failed, PackBegan, StateReached
-from stagetree.storage.locks import Claims, store_claims
+from stagetree.storage.locks import Locks, output_dir_locks
 from stagetree.storage.unit_files import UnitSettings
 from stagetree.training import throughput
 from stagetree.training.epochs import Member, PackTraining, Split, evaluate, never, prepared_device
@@ -42,7 +42,7 @@ class PackTrainer:
     def __init__(self, settings: UnitSettings, log: EventLog, check: Callable[[], None]):
         self.settings, self.log, self.check = settings, log, check
         self.folder = checkpoints.folder_of(Path(settings.output_dir))
-        self._claims = store_claims(Path(settings.output_dir))
+        self._locks = output_dir_locks(Path(settings.output_dir))
         self._splits: dict[tuple, Split] = {}
 
     def largest_pack(self, node: Node, ready: int) -> int:
@@ -92,7 +92,7 @@ class PackTrainer:
             return self._train_prepared(nodes, spec)
 
     def _train_prepared(self, nodes: Sequence[Node], spec: PackKey) -> dict[str, str]:
-        members = _Members(nodes, spec, self._split(spec), self.folder, self._claims)
+        members = _Members(nodes, spec, self._split(spec), self.folder, self._locks)
         parts = ["val"] * (len(members.split.val) > 0) + ["test"] * self.settings.test_every_epoch
         self.log.append(PackBegan(tuple(node.uid for node in nodes), nodes[0].epochs))
         if parts and any(node.parent is None for node in nodes):
@@ -176,8 +176,8 @@ class PackState:
 class _Members:
     """Nodes that train side by side, with their weights, optimizer and histories."""
 
-    def __init__(self, nodes: Sequence[Node], spec: PackKey, split: Split, folder: Path, claims: Claims):
-        self.nodes, self.spec, self.split, self.folder, self._claims = nodes, spec, split, folder, claims
+    def __init__(self, nodes: Sequence[Node], spec: PackKey, split: Split, folder: Path, locks: Locks):
+        self.nodes, self.spec, self.split, self.folder, self._locks = nodes, spec, split, folder, locks
         self._partials: set[str] = set()
         starts = [self._start(node) for node in nodes]
         self.histories = [history for history, _, _ in starts]
@@ -263,9 +263,9 @@ class _Members:
 
     def _remove(self, uids: set[str]) -> None:
         for uid in uids:
-            if not self._claims.take(uid):  # another sweep may be ending a run here
+            if not self._locks.take(uid):  # another sweep may be ending a run here
                 continue
             record = checkpoints.find(self.folder, uid)
             if record is not None and record.partial:
                 checkpoints.remove(self.folder, uid)
-            self._claims.release(uid)
+            self._locks.release(uid)
