@@ -22,6 +22,8 @@ MOST_METRICS, MOST_PARAMS = 1000, 100
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment, without which MLflow's user interface takes it for one with a language model."""
 LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
+REPLACES = "stagetree.replaces"
+"""Tag of a run that is to supersede others once it is finished: their ids."""
 VIEW = "stagetree"
 """Key of the view of an experiment's table that `stagetree ui` opens."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -110,6 +112,13 @@ def is_sql(uri: str) -> bool:
 def sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite database; `None` for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def end_killed(client: "MlflowClient", run_id: str, *, replaces: bool) -> None:
+    """End a run whose writer was killed. If it was about to replace a finished record, that one stands for it."""
+    client.set_terminated(run_id, "KILLED")
+    if replaces:
+        client.set_tag(run_id, "stagetree.superseded", "true")
 
 
 def connect(uri: str) -> "MlflowClient":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stagetree.storage.locks import output_dir_locks
-from stagetree.tracking.connection import TrackingStore, pages
+from stagetree.tracking.connection import REPLACES, TrackingStore, end_killed, pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +48,7 @@ class Ownership:
         if host != socket.gethostname():
             return False  # not ours, or on a machine that cannot be asked
         if not Path(folder).is_dir():
-            client.set_terminated(run_id, "KILLED")
+            end_killed(client, run_id, replaces=REPLACES in tags)
             return True
         kind = tags["stagetree.kind"]
         locks, lock = output_dir_locks(Path(folder)), self._lock_name(kind, tags[NAME_TAGS[kind]])
@@ -56,7 +56,7 @@ class Ownership:
             return False
         # A writer ends its run before it gives the lock back: what is RUNNING now has none.
         if client.get_run(run_id).info.status == "RUNNING":
-            client.set_terminated(run_id, "KILLED")
+            end_killed(client, run_id, replaces=REPLACES in tags)
         locks.release(lock)
         return True
 

@@ -23,7 +23,16 @@ from stagetree.planning.descriptions import RunEntry
 from stagetree.storage import checkpoints
 from stagetree.storage.checkpoints import Record
 from stagetree.tracking.audit import Epochs, compare, expected, metrics_of
-from stagetree.tracking.connection import LONGEST_TAG, MOST_METRICS, MOST_PARAMS, TrackingStore, cut, in_pieces
+from stagetree.tracking.connection import (
+    LONGEST_TAG,
+    MOST_METRICS,
+    MOST_PARAMS,
+    REPLACES,
+    TrackingStore,
+    cut,
+    end_killed,
+    in_pieces,
+)
 from stagetree.tracking.curves import draw
 from stagetree.tree.notation import WRITTEN_OUT
 from stagetree.tree.runs import canonical_json
@@ -139,7 +148,7 @@ class RunWriter:
         if self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX))):
             try:
                 if self._is_running:
-                    self._client.set_terminated(self.run_id, "KILLED")
+                    end_killed(self._client, self.run_id, replaces=bool(self.supersedes))
             finally:
                 self._lock.release()
 
@@ -195,6 +204,8 @@ class RunWriter:
         if len(entry.stages) > WRITTEN_OUT:  # the params hold it in brief
             pairs = [[stage.epochs, stage.lr] for stage in entry.stages]
             tags |= in_pieces("stagetree.stages", canonical_json(pairs))
+        if self.supersedes:
+            tags[REPLACES] = " ".join(self.supersedes)
         self._run_id = self._client.create_run(self._to.experiment_id, run_name=entry.name, tags=tags).info.run_id
 
     def _describe(self) -> None:
