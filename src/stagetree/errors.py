@@ -1,4 +1,4 @@
-"""Mistakes that a person can mend, and the sentence that says how."""
+"""Errors that a user can mend, each with the sentence that says how."""
 
 import difflib
 import re
@@ -7,7 +7,7 @@ from stagetree.redact import redact
 
 
 class InputError(Exception):
-    """What a user gave cannot be used. The message is complete: what, got, expected, cure."""
+    """A user's input cannot be used. The message says what, got, expected and cure."""
 
     def __init__(self, message: str):
         super().__init__(printable(redact(message)))
@@ -30,7 +30,7 @@ def choices(got: str, known: list[str]) -> str:
 
 
 def mendable(error: Exception) -> str | None:
-    """What to say of a mistake of the user's or a trouble of the machine's; `None` if the error is something else."""
+    """Say how to mend an error of the user's or trouble of the machine; `None` if it is something else."""
     if isinstance(error, OSError):
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return f"{redact(said)} (nothing that was there is lost; mend it and run the same command again)"
@@ -46,7 +46,7 @@ def _raised_by(error: Exception) -> str:
 
 
 def composition_error(error: Exception) -> str | None:
-    """What Hydra or YAML says of an error in a configuration; `None` if the error is something else."""
+    """Give the message of Hydra or YAML for an error in a configuration; `None` if it is something else."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError

@@ -1,4 +1,4 @@
-"""What must not be written down: passwords in what was typed, configured or said. Imports nothing."""
+"""Hide passwords in typed words, configurations and messages. Imports nothing."""
 
 import re
 from collections.abc import Iterable, Mapping

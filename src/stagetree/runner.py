@@ -1,4 +1,4 @@
-"""One command's runs, from the plan to the leaderboard.
+"""Run one command's runs, from the plan to the leaderboard.
 
 Nothing is trained before all configurations are checked, all data is prepared and the plan is written down.
 """
@@ -44,14 +44,14 @@ NOTED_CHARACTERS = 1500
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended."""
+    """The end of a sweep."""
 
     exit_code: int
     """0: all runs finished; 3: some failed, or could not be recorded."""
     objective: float
     """The best validation accuracy, or test accuracy where there is no validation set; NaN if no run finished."""
     text: str
-    """What to print last."""
+    """The last lines to print."""
     leaderboard: "DataFrame | None" = None
     """Of this sweep's runs; `None` if they could not be recorded."""
 

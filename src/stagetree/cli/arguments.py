@@ -1,4 +1,4 @@
-"""What is typed -> a command, its arguments and Hydra's own command line; help and completion, answered at once."""
+"""Turn typed words into a command, its arguments and Hydra's own command line; answer help and completion at once."""
 
 import difflib
 import os

@@ -1,4 +1,4 @@
-"""The one list of commands: what each takes, does and says of itself. Imports nothing heavy, since help reads it."""
+"""List all commands with their help, options and functions. It imports nothing heavy, since help reads it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ class Command:
     """A word that may follow `stagetree`."""
 
     about: str
-    """What it does, for the help."""
+    """Its line in the help."""
     function: str
     """Within this folder, `module:name`; it is called with the checked `Job` and the command's arguments."""
     options: tuple[Option, ...] = ()
     usage: str = ""
     """The plain words that may come first, for the help; with ... at the end, the last takes all that follow."""
     words: tuple[str, ...] = ()
-    """What these stand for, as the options' targets."""
+    """Their targets, as those of options."""
     takes_grid: bool = False
     """Whether it takes several values of a setting, and Hydra's flag -m."""
     adds: tuple[str, ...] = ()
-    """What Hydra is given beside what is typed."""
+    """Words that Hydra gets beside the typed ones."""
 
     @property
     def help(self) -> str:

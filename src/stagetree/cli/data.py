@@ -1,4 +1,4 @@
-"""`stagetree data`: what a data set holds."""
+"""`stagetree data`: describe a data set."""
 
 from pathlib import Path
 

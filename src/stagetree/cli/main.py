@@ -1,4 +1,4 @@
-"""The command line: `stagetree COMMAND`, each with Hydra's overrides and flags."""
+"""The command line: `stagetree COMMAND` with Hydra's overrides and flags."""
 
 import os
 import signal
@@ -94,7 +94,7 @@ class Task:
 
 
 def conf_dir() -> Path:
-    """Where the groups are: inside the package when installed from a wheel, else beside the sources."""
+    """Find the folder of the groups: inside the package when installed from a wheel, else beside the sources."""
     package = Path(__file__).resolve().parents[1]
     return next(path for path in (package / "conf", package.parents[1] / "conf") if path.is_dir())
 

@@ -1,4 +1,4 @@
-"""`stagetree predict` and `stagetree export`: what a finished run's network is used for."""
+"""`stagetree predict` and `stagetree export`: use the network of a finished run."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep trains, from its events alone: live on a terminal, plain lines elsewhere."""
+"""Show the progress of a sweep from its events: live on a terminal, plain lines elsewhere."""
 
 import heapq
 import time
@@ -45,7 +45,7 @@ class ProgressDisplay:
         self._done = self._failed = self._backlog = 0
         self._runs: set[str] = set()
         self._training: set[str] = set()
-        self._figures: dict[str, tuple[str, float, int]] = {}
+        self._metrics: dict[str, tuple[str, float, int]] = {}
         self._printed = time.monotonic()
         self.attach()
         self._bar = Progress(
@@ -86,13 +86,13 @@ class ProgressDisplay:
                 self._done += 1
                 part = "val/acc" if "val/acc" in line else "train/acc"
                 if uid in self._names:
-                    self._figures[uid] = (part, line[part], event.epoch)
+                    self._metrics[uid] = (part, line[part], event.epoch)
             case StateReached(uid):
                 self._training.discard(uid)
                 self._runs |= {uid} & self._names.keys()
             case Failed(uid, reason):
                 self._training.discard(uid)
-                self._figures.pop(uid, None)
+                self._metrics.pop(uid, None)
                 self._failed += 1
                 name = self._names.get(uid, "a shared prefix")
                 self.console.print(f"[red]failed[/red] {escape(name)}: {escape(reason)}", highlight=False)
@@ -130,8 +130,8 @@ class ProgressDisplay:
 
     def _leaders(self) -> list[tuple[str, float, int, str]]:
         """The best so far, by validation accuracy if there is one: the test set is not for choosing."""
-        best = heapq.nlargest(LEADERS, self._figures.items(), key=lambda item: item[1][1])
-        return [(*figures, self._names[uid]) for uid, figures in best]
+        best = heapq.nlargest(LEADERS, self._metrics.items(), key=lambda item: item[1][1])
+        return [(*metrics, self._names[uid]) for uid, metrics in best]
 
     def status(self) -> str:
         """Count the runs."""

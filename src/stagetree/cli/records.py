@@ -1,4 +1,4 @@
-"""`stagetree report`, `migrate` and `verify`: on what is recorded already."""
+"""`stagetree report`, `migrate` and `verify`: commands on recorded runs."""
 
 import sys
 

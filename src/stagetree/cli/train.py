@@ -1,4 +1,4 @@
-"""`stagetree train`, `sweep` and `plan`: from what Hydra composed to what is trained, and its end."""
+"""`stagetree train`, `sweep` and `plan`: check, plan and train what Hydra has composed."""
 
 import json
 import sys
@@ -82,5 +82,5 @@ def _conclude(outcome: Outcome) -> None:
 
 
 def _typed_command() -> list[str]:
-    """What was typed, as Hydra understood it; it runs again as it stands."""
+    """The typed command, as Hydra understood it; it runs again as it stands."""
     return ["stagetree", *sys.argv[1:]]

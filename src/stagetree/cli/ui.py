@@ -1,4 +1,4 @@
-"""`stagetree ui`: MLflow's own user interface on what was recorded."""
+"""`stagetree ui`: open MLflow's user interface on the recorded runs."""
 
 import os
 import socket

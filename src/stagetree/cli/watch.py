@@ -1,4 +1,4 @@
-"""`stagetree watch`: the progress of a sweep that another terminal, or another machine, trains."""
+"""`stagetree watch`: show the progress of a sweep that another terminal or machine trains."""
 
 import json
 import time

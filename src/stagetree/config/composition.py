@@ -1,4 +1,4 @@
-"""One point of a grid: a composed configuration, checked, and what trains it alone."""
+"""A job: one point of a grid, composed, checked, and with the command that trains it alone."""
 
 import shlex
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class Job:
     """One point of the grid."""
 
     overrides: tuple[str, ...]
-    """What was chosen for it, in Hydra's notation."""
+    """Its choices, in Hydra's notation."""
     config: Config
     flags: tuple[str, ...] = ()
     """Hydra's, that say where the configuration comes from."""
 
     @property
     def command(self) -> str:
-        """What trains this point alone, to type into a shell; secrets are hidden."""
+        """The command that trains this point alone, to type into a shell; secrets are hidden."""
         return shlex.join(redact_words(["stagetree", "train", *self.flags, *self.overrides]))
 
 

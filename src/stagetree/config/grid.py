@@ -1,4 +1,4 @@
-"""The grid of a sweep: expanded as Hydra does, composed fast by what is private to Hydra, checked as a whole.
+"""Expand the grid of a sweep as Hydra does, compose it fast by means that are private to Hydra, and check all of it.
 
 Composition is what Hydra's `load_sweep_config` would give, but the groups are composed once for each distinct choice of
 groups, and what a value changes is found out once (100,000 jobs: 12 s; Hydra takes 60 for 1,000).
@@ -155,7 +155,7 @@ class _Base:
         return job
 
     def _effect(self, value: Override) -> tuple[tuple[str, ...], Any] | None:
-        """Where a value goes and what it is there; `None` if it does more than to set one setting."""
+        """Find the path that a value sets, and the value there; `None` if it does more than to set one setting."""
         word = value.input_line or ""
         if word not in self._effects:
             self._effects[word] = None if _REFERENCE.search(word) else self._find_effect(value)
@@ -201,7 +201,7 @@ def _replace(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict
 
 
 def _describe(error: CompactHydraException) -> str:
-    """What Hydra prints for this error."""
+    """Give the text that Hydra prints for this error."""
     cause = error.__cause__
     return f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
 

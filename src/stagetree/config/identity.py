@@ -1,4 +1,4 @@
-"""Which run a configuration is: what decides the numbers, apart from what does not."""
+"""Make a configuration's run: separate the settings that decide the numbers from those that do not."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Every metric that runs are ranked by: its names, its direction, how it is written. Standard library only."""
+"""The table of metrics: names, directions and formats. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What is typed as an override -> what Hydra and the schema understand."""
+"""Translate typed overrides, earlier names included, into those that Hydra and the schema understand."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every recorded parameter of which there is more to know than its name, such as `lrs`, `seed` or `n_params`."""
+"""The table of recorded parameters that are more than a name and a value, such as `lrs`, `seed` or `n_params`."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -69,7 +69,7 @@ AutoOrCount = Annotated[int | str, BeforeValidator(_auto_or_count)]
 
 
 class Dataset(Frozen):
-    """What every data set says about itself."""
+    """The settings that all data sets have."""
 
     root: str
     """Folder in which the data lies or to which it is downloaded."""
@@ -86,7 +86,7 @@ class Dataset(Frozen):
 
     @property
     def label(self) -> str:
-        """What people call it: the name, with what tells its like apart."""
+        """Its name as people say it, such as that of its file."""
         return self.name  # pyright: ignore[reportAttributeAccessIssue] (each kind of data set has one)
 
     @model_validator(mode="after")

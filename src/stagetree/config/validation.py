@@ -1,4 +1,4 @@
-"""Plain values -> `Config`, or a sentence for each error: where, what is wrong, what was given, what is expected."""
+"""Check plain values and make a `Config` of them, or a sentence for each error."""
 
 import re
 from collections.abc import Mapping

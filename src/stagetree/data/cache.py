@@ -1,4 +1,4 @@
-"""Data sets as four arrays on disk that all workers map, identified by their content."""
+"""Keep data sets as four arrays on disk that all workers map, identified by their content."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known of a prepared data set without opening its arrays.
+    """A prepared data set, without its arrays.
 
     The digest is all of it that decides numbers. Sources of one content may differ in image shape and class names: each
     has its own in its entry of the cache's index, and `data.json` beside the arrays has those prepared last.
@@ -41,7 +41,7 @@ class DataInfo:
     scale: float
     """Pixels are divided by this: 255 for bytes, 1 for the user's own floats."""
     notes: tuple[str, ...] = ()
-    """What a user should know of it."""
+    """Notes for the user."""
     float_range: tuple[float, float] | None = None
     """Lowest and highest of the user's own floats; `None`: bytes."""
 

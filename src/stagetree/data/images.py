@@ -1,4 +1,4 @@
-"""Image files, and images drawn: what Pillow leaves open is decided here."""
+"""Read image files and draw images; decide what Pillow leaves open."""
 
 import struct
 from pathlib import Path

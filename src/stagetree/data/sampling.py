@@ -1,4 +1,4 @@
-"""Which images a run sees, in which order and as which numbers: splits, epoch orders, normalisation."""
+"""Choose the images of each split, their order in each epoch, and normalise them."""
 
 import hashlib
 from collections.abc import Sequence

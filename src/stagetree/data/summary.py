@@ -1,4 +1,4 @@
-"""What a data set looks like: statistics of its pixels, and a grid of its first images."""
+"""Summarise a data set: statistics of its pixels and a grid of its first images."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What runs the units of a sweep: anything that has workers, in this process, on this machine or on a cluster."""
+"""The interface of engines, which find workers for units, and the engine that trains in this process."""
 
 import time
 import traceback
@@ -21,7 +21,7 @@ Units = Mapping[str, Collection[str]]
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker says of a unit, for people: what counts is in the event logs and checkpoints."""
+    """A worker's report on a unit, for people; event logs and checkpoints are what counts."""
 
     unit: str
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -29,13 +29,13 @@ class Result:
     stopped: str = ""
     """Why the worker was asked to end before the unit was trained."""
     error: str = ""
-    """What the worker could not deal with: a sentence or a traceback."""
+    """The error that the worker could not deal with: a sentence or a traceback."""
     unseen: bool = False
     """Whether it could not see the launching process's files."""
 
 
 class Engine(Protocol):
-    """What finds workers for units."""
+    """Finds workers for units."""
 
     workers: int
     """Units that run at a time."""

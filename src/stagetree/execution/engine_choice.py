@@ -1,4 +1,4 @@
-"""Which engine runs a sweep's units, and how many of them run side by side."""
+"""Choose the engine of a sweep, and how many units run side by side."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Units as jobs of any launcher of Hydra's."""
+"""Run units as jobs of any launcher of Hydra's."""
 
 import copy
 import sys

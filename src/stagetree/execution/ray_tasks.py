@@ -1,4 +1,4 @@
-"""Units and jobs as tasks of Ray, which wait for others and are started again elsewhere when their worker dies.
+"""Run units, and the jobs of other Hydra applications, as Ray tasks.
 
 The settings are those of Hydra's plugin for Ray. Its launcher would wait for the slowest of a batch.
 """

@@ -1,4 +1,4 @@
-"""Ending in good order: what the launching process is told reaches its workers, and none of them outlives it.
+"""End a sweep in good order: signals reach the workers, and no worker outlives the launching process.
 
 A file named `stop` in the launch's folder asks its workers to keep their states and return: that works with every
 launcher. A launching process that dies says nothing, but holds its lock no longer.

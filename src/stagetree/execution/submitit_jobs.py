@@ -1,4 +1,4 @@
-"""Units as jobs of submitit, in processes of this machine or in SLURM, where jobs wait for others.
+"""Run units as jobs of submitit: in processes of this machine, or in SLURM, where jobs wait for others.
 
 The settings are those of Hydra's plugin for submitit. Its launchers would wait for the slowest of a batch.
 """
@@ -135,7 +135,7 @@ class _Task:
 
 
 def _result(job: "Job") -> Result | None:
-    """What a job returned; `None` if its worker died."""
+    """Give the result of a job; `None` if its worker died."""
     from submitit.core.utils import FailedJobError
 
     try:

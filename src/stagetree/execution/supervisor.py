@@ -1,4 +1,4 @@
-"""Launches units until each has come to its end, whatever becomes of the workers.
+"""Launch units until each has ended, whatever happens to the workers.
 
 What workers did is read from their event logs and from checkpoints, never from what a launcher returns.
 """
@@ -26,7 +26,7 @@ DEATHS = 3
 
 
 class MachineError(Exception):
-    """What is no run's fault and stops a sweep: the disk is full, say. What is finished is kept."""
+    """Trouble that is no run's fault and stops a sweep: the disk is full, say. Finished runs are kept."""
 
 
 class Supervisor:
@@ -72,7 +72,7 @@ class Supervisor:
                     self._fail(root)
 
     def _without_orphans(self, units: Sequence[Unit]) -> list[Unit]:
-        """What starts from a state that was never reached fails with it."""
+        """Fail what starts from a state that was never reached, and return the rest."""
         orphans = [root for unit in units for root in unit if root.parent in self._failed]
         self._failed |= {node.uid for root in orphans for node in root.walk()}
         left = (tuple(root for root in unit if root.uid not in self._failed) for unit in units)

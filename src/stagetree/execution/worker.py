@@ -1,4 +1,4 @@
-"""A unit in a worker: which of its nodes are trained when, and what other processes and earlier ones left to train.
+"""Train a unit in a worker: choose the next pack, and take over what other processes have trained.
 
 The plan may be old by the time a worker has it: a state may have been reached by another sweep, by this unit before
 its worker was killed, or be damaged. So each node is looked at again, under a lock, before it is trained.

@@ -1,4 +1,4 @@
-"""A finished run for programs that know nothing of this one: plain files, none of them a pickle."""
+"""Export a finished run as plain files, none of them a pickle, for programs without stagetree."""
 
 import json
 from pathlib import Path

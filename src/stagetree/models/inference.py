@@ -1,4 +1,4 @@
-"""A trained MLP in plain numpy: it classifies images without the 2 s that importing torch takes.
+"""Run a trained MLP in plain numpy: it classifies images without the 2 s that importing torch takes.
 
 Only for looking at results: `stagetree predict`, and the page that ends each sweep, need no torch but for this. What is
 recorded of a run was computed by `epochs.evaluate`; the two agree to rounding.

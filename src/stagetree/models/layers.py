@@ -1,4 +1,4 @@
-"""What an MLP consists of, without torch: its layers, by their names in torch.nn, and its activations.
+"""List the layers of an MLP and its activations, without torch.
 
 The plain module, the exported files and the forward pass in numpy are all made from `list_layers`.
 """

@@ -1,4 +1,4 @@
-"""The MLP: plain, as everybody writes it, and packed, K members side by side.
+"""The MLP: a plain module, and K of them packed side by side, with their forward and backward passes and dropout masks.
 
 A pack holds each layer's weights as `(K, in, out)`, so that one batched product serves all members and gradients come
 out contiguous. On the CPU at one thread `torch.baddbmm` gives a member the same bits for every K and any neighbours;
@@ -44,7 +44,7 @@ def initial_state(seed: int, in_features: int, n_classes: int, model: Mapping) -
 
 
 class Layer(NamedTuple):
-    """What a layer's backward pass needs of its forward pass."""
+    """The tensors of a layer's forward pass that its backward pass needs."""
 
     x: Tensor
     z: Tensor

@@ -1,4 +1,4 @@
-"""torch.optim on the members of a pack: each member keeps its own learning rate, settings and state."""
+"""Run torch.optim on the members of a pack: each keeps its own learning rate, settings and state."""
 
 import warnings
 from collections.abc import Mapping, Sequence

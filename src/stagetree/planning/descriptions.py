@@ -1,4 +1,4 @@
-"""What people see of a run: MLflow's parameters, and a name that says what varies in the sweep."""
+"""Describe runs: MLflow's parameters, and a name that says what varies in the sweep."""
 
 import contextlib
 import gzip

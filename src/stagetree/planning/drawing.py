@@ -1,4 +1,4 @@
-"""A plan as people read it in a terminal: branches that differ in their learning rates alone are one line."""
+"""Draw a plan in a terminal: branches that differ in their learning rates alone are one line."""
 
 from collections.abc import Mapping, Sequence
 

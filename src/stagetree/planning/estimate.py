@@ -1,4 +1,4 @@
-"""How long a sweep will take: its packs, as workers will choose them, at the throughput that was measured."""
+"""Estimate the wall time of a sweep from measured throughput, and the space that it takes on disk."""
 
 import heapq
 import math

@@ -1,4 +1,4 @@
-"""From the points of a grid to a plan: settings checked, data prepared, runs merged into a tree and cut into units."""
+"""Make a plan of a grid: check settings, prepare data, merge runs into a tree and cut it into units."""
 
 import hashlib
 import sys
@@ -28,7 +28,7 @@ from stagetree.tree.units import Unit, cut_units, predecessors
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep would train."""
+    """A sweep before it trains: its runs, its tree and its units."""
 
     jobs: Sequence[Job]
     runs: Mapping[str, Run]
@@ -37,7 +37,7 @@ class Plan:
     whole: StageTree
     """All runs merged, as if nothing were finished."""
     tree: StageTree
-    """What is left to train."""
+    """The part that is left to train."""
     units: list[Unit]
     """In the order in which they can be started."""
     workers: int

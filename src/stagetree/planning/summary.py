@@ -1,4 +1,4 @@
-"""A plan in counts, runs and units: what `plan --json` prints, and what `watch` reads of a launch."""
+"""Summarise a plan in counts, runs and units: `plan --json` prints it, and `watch` reads it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ class UnitSummary:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What a sweep would train."""
+    """A plan of a sweep in counts, runs and units."""
 
     sweep: str
     """Its id."""

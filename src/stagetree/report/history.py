@@ -1,4 +1,4 @@
-"""Learning curves and the stage tree of recorded runs, as the leaderboard page shows them."""
+"""Prepare the learning curves and the stage tree of recorded runs for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace

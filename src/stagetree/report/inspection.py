@@ -1,4 +1,4 @@
-"""What lies in an output folder, in MLflow and in the leaderboard, and whether they say the same."""
+"""Find the differences between the checkpoints, MLflow and the leaderboard."""
 
 import json
 import sqlite3
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the last launch of a sweep left in the output folder."""
+    """The last launch of a sweep, as it lies in the output folder."""
 
     sweep_id: str
     command: str

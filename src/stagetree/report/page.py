@@ -1,4 +1,4 @@
-"""DataFrame -> `leaderboard.html`: one file that shows a ranking and why, offline, in any browser.
+"""Write `leaderboard.html`: one file that shows a ranking and its reasons, offline, in any browser.
 
 Here the numbers are gathered; the scripts in `assets` draw them, with Plotly.
 """
@@ -38,7 +38,7 @@ SCRIPTS = ("common", "table", "plots", "tree", "start")
 
 @dataclass(frozen=True)
 class PageInputs:
-    """What a page is made of."""
+    """The inputs of a page."""
 
     frame: DataFrame
     """From `store.load`."""
@@ -49,7 +49,7 @@ class PageInputs:
     metric: str | None = None
     """As for `ranking.rank`."""
     command: str = ""
-    """What was typed; empty: all runs of the experiment."""
+    """As typed; empty: the page is of all runs of the experiment."""
 
 
 def write_page(inputs: PageInputs, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep leaves in MLflow beside its runs: a description, the leaderboard, and its best run as a model.
+"""Describe a sweep in MLflow, with its leaderboard, and log its best run as a model.
 
 Written once all runs are recorded, by the launching process.
 """

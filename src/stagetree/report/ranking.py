@@ -1,4 +1,4 @@
-"""DataFrame -> leaderboard: runs in the order of a metric, one by one or as means over seeds."""
+"""Rank runs by a metric, one by one or as means over seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFra
 
 @dataclass(frozen=True)
 class Groups:
-    """Which runs can be compared."""
+    """Groups of runs that can be compared."""
 
     names: Series
     """Of each run's group; empty if there is one group only."""

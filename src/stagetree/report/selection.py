@@ -1,4 +1,4 @@
-"""The recorded runs that a command is about: those with the settings that were typed."""
+"""Select the recorded runs that have the typed settings."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How much a ranking says: which lines cannot be told apart from the first, and which settings matter beyond chance."""
+"""Tell which lines of a ranking differ beyond chance, and which settings matter."""
 
 from functools import cache
 
@@ -48,7 +48,7 @@ def marks(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> list[str]:
 
 @cache
 def _critical(repetitions: tuple[float, ...]) -> float:
-    """How far the last of equal lines lies behind the best, in standard errors of their difference.
+    """Simulate how far the last of equal lines lies behind the best, in standard errors of their difference.
 
     The largest of two cases: all lines spread alike; and one, that with the fewest repetitions, spreads alone.
     """
@@ -68,7 +68,7 @@ def _distance(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 
 def importance(settings: DataFrame, metric: Series) -> Series:
-    """How much of the variance of the metric's ranks each setting explains by itself, the most important first.
+    """Compute the share of the metric's variance in rank that each setting explains by itself, the largest first.
 
     Ranks, so that a metric and its logarithm say the same, and a few runs that diverged do not rule. The share is
     adjusted for the number of values (epsilon squared of the Kruskal-Wallis test, among the runs that have the

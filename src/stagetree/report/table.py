@@ -1,4 +1,4 @@
-"""A leaderboard as people get it: a CSV file, lines in the terminal, a table in Markdown."""
+"""Write a leaderboard as a CSV file, as lines in the terminal and as a table in Markdown."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""`stagetree verify`: whether checkpoints, MLflow and the leaderboard say the same, and putting right what does not."""
+"""`stagetree verify`: compare checkpoints, MLflow and the leaderboard, and repair what differs."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""States of training on disk, by uid: `<uid>.json` says what it is and vouches for `<uid>.safetensors` beside it.
+"""Keep states of training by uid: `<uid>.json` describes a state and holds the digests of its tensor files.
 
 The JSON file is written last, each file aside and then renamed, so a checkpoint is there as a whole or not at all.
 Files are not forced to the disk: after a power failure a digest does not match, and the state counts as absent.
@@ -46,7 +46,7 @@ OnDamage = Callable[[StateError], Any]
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint says about its state."""
+    """The record of a state, beside its tensors."""
 
     uid: str
     trunk: Trunk
@@ -66,7 +66,7 @@ class Record:
 
 
 def folder_of(output_dir: Path) -> Path:
-    """Where the checkpoints of a store lie."""
+    """The folder of the checkpoints in an output folder."""
     return output_dir / "checkpoints"
 
 
@@ -241,7 +241,7 @@ class _States(Set):
 def finished(
     folder: Path, *, since: float = 0.0, without: Container[str] = (), on_damage: OnDamage = lambda _: None
 ) -> Finished:
-    """Tell which states exist, whole, and which have final figures; each is read once, when it is asked for.
+    """Tell which states exist, whole, and which have final metrics; each is read once, when it is asked for.
 
     Args:
         folder: of the checkpoints.

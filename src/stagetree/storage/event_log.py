@@ -1,4 +1,4 @@
-"""Append-only logs of what training does: news of a sweep, for those who watch it, record it and launch its units.
+"""Append-only logs of events: the news of a sweep, for those who watch it, record it and launch its units.
 
 Checkpoints are the truth of what was trained, and no event is needed to trust one: what MLflow lacks is written from
 them, and what a lost log would have told is looked up there. The logs alone say what is going on now, which units

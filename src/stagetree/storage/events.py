@@ -1,4 +1,4 @@
-"""What a sweep's processes tell of: the kinds of event, each with its line of JSON in an event log."""
+"""The kinds of event that a sweep's processes log, each a line of JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, and that vouch for their own content."""
+"""Write files as a whole or not at all, and JSON below its own digest."""
 
 import contextlib
 import hashlib

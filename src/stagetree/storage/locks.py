@@ -1,4 +1,4 @@
-"""Named locks between processes; the kernel frees them when the holder exits, however it exits.
+"""Named locks between processes; the kernel frees them when their holder exits, however it exits.
 
 Each name is one byte of a lock file, locked by `fcntl.lockf`. So there is nothing to clean up, no heartbeat, and no
 process number that another process may have inherited. Such locks also hold between machines that share a folder over

@@ -1,4 +1,4 @@
-"""A unit on disk, so that a worker in any process on any machine finds it, again after a crash."""
+"""Keep units on disk, so that a worker in any process on any machine finds them, again after a crash."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from stagetree.tree.stage_tree import Node, nodes_from_json, nodes_to_json
 
 @dataclass(frozen=True)
 class UnitSettings:
-    """What a unit needs to know beside its nodes; none of it decides a number."""
+    """The settings of a unit; none of them decides a number."""
 
     output_dir: str
     data: Mapping[str, str]
@@ -34,7 +34,7 @@ class UnitSettings:
 
 @dataclass(frozen=True)
 class UnitFile:
-    """What a worker reads of its unit."""
+    """A unit as a worker reads it."""
 
     nodes: list[Node]
     """Parents first, without their children."""

@@ -1,4 +1,4 @@
-"""What MLflow must say of a finished run, by its checkpoint, and how what it says differs."""
+"""Compare what MLflow holds of finished runs with their checkpoints."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +28,12 @@ AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Differences:
-    """How what is recorded of a run differs from its checkpoint."""
+    """The differences between a run in MLflow and its checkpoint."""
 
     missing: Epochs = field(default_factory=dict)
     """Metrics that can be added."""
     wrong: tuple[str, ...] = ()
-    """What MLflow cannot take back, a phrase each: such a run is recorded anew."""
+    """Values that MLflow cannot take back, a phrase each: such a run is recorded anew."""
     lacking: tuple[str, ...] = ()
     """Anything else that can be added, a phrase each."""
 
@@ -142,7 +142,7 @@ def _lacking(run: "Recorded", record: Record) -> Iterator[str]:
 
 
 def _damaged(uri: str, run: "Recorded", record: Record) -> Iterator[str]:
-    """What is wrong with artifacts that are there, or that are on a server."""
+    """Yield what is wrong with the artifacts."""
     folder, digest = local_path(run.artifact_uri), record.files.get(f"{record.uid}.safetensors")
     if folder is None:
         from mlflow import MlflowClient

@@ -1,6 +1,6 @@
-"""A run's learning curves as a picture.
+"""Draw a run's learning curves as SVG.
 
-Written as SVG by hand: with matplotlib this one picture took 64 ms a run, half of all that tracking costs.
+Written as SVG by hand: with matplotlib this one drawing took 64 ms a run, half of all that tracking costs.
 """
 
 import math

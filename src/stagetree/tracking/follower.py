@@ -155,7 +155,7 @@ class EventFollower:
 
 
 def in_a_line(error: Exception) -> str:
-    """What a tracking store says, without the SQL statement and its values that SQLAlchemy adds."""
+    """Shorten a store's error to a line, without the SQL statement and its values that SQLAlchemy adds."""
     before, sql, _ = str(error).partition("[SQL:")
     lines = before.strip().splitlines() or [type(error).__name__]
     return redact(lines[-1] if sql else lines[0])

@@ -1,4 +1,4 @@
-"""A finished run's network: from its checkpoint, or from MLflow where that was deleted or is damaged."""
+"""Load a finished run's network: from its checkpoint, or from MLflow where that is deleted or damaged."""
 
 import tempfile
 from pathlib import Path

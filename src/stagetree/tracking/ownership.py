@@ -1,4 +1,4 @@
-"""Which process writes a run or a sweep in MLflow: the one that holds a lock on it.
+"""Locks on runs and sweeps in MLflow, and the end of those that dead processes left RUNNING.
 
 What is RUNNING there without such a lock was left by a dead process.
 """

@@ -1,4 +1,4 @@
-"""One run in MLflow, from its beginning to its end.
+"""Write one run to MLflow, from its beginning to its end.
 
 Metrics go out live, in batches. Whatever could not be written, or was written before a crash, is made good from the
 checkpoints by `RunWriter.finish` when a run is done or found done.
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where the runs of a sweep are written."""
+    """The place in MLflow where the runs of a sweep are written."""
 
     store: TrackingStore
     client: "MlflowClient"

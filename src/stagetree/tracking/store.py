@@ -1,4 +1,4 @@
-"""MLflow -> DataFrame: all runs of an experiment, read only. A store is never made by reading it.
+"""Read the runs of an experiment from MLflow into a DataFrame. Reading never makes a store.
 
 A SQL store is read by one query a table: 10,000 runs take about 1 s so, and 16 s through MLflow's own search (2 cores).
 """

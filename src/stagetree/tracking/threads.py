@@ -1,4 +1,4 @@
-"""Calls that wait for answers, several at a time, and that nobody waits for when everything must end at once."""
+"""Make slow calls in threads that do not hold up the end of the process."""
 
 import contextlib
 import queue

@@ -1,4 +1,4 @@
-"""Events -> MLflow, live: the runs of one sweep and their parent run. Only the launching process writes there."""
+"""Record a sweep in MLflow while it trains, from its events. Only the launching process writes there."""
 
 import math
 import shutil
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stagetree.tracking.store import Metrics, Recorded
 
 OTHERS_S = 30.0
-"""How long a sweep waits at its end for another one to record what both contain."""
+"""Seconds that a sweep waits at its end for another one to record the runs that both contain."""
 
 SHARE_OF_TIME = 0.03
 """Most of its time that a thread may spend on live metrics: they wait longer where the store is slow."""
@@ -32,7 +32,7 @@ SHARE_OF_TIME = 0.03
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What is recorded of a launch of a sweep."""
+    """A launch of a sweep, as it is recorded."""
 
     sweep_id: str
     """Names the parent run; a relaunched sweep goes on with the same."""
@@ -290,7 +290,7 @@ class Tracker:
         return record is not None and record.test is not None
 
     def _read(self) -> list["Recorded"]:
-        """What the experiment holds of this sweep's runs, but for what was superseded."""
+        """Read this sweep's runs in the experiment, but for superseded ones."""
         return [run for run in self.destination.store.read() if run.tags.get("stagetree.uid") in self._writers]
 
     def _verify(self) -> None:

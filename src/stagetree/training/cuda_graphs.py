@@ -1,4 +1,4 @@
-"""CUDA graphs: a step of a small model costs more to launch, kernel by kernel, than to compute."""
+"""Replay a training step as a CUDA graph: launching its kernels costs more than computing them."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which accelerator a worker trains on: each worker has a slot of its own, whichever sweep of this machine it serves.
+"""Choose the accelerator of a worker: each has a slot of its own, whichever sweep of this machine it serves.
 
 A slot is a lock in a file of this machine, so that it is free again when its worker is gone, however that ended.
 """

@@ -1,4 +1,4 @@
-"""Measure how fast packs of a shape train: the real steps, on the real data, for some hundredths of a second a size."""
+"""Measure how fast packs train: real steps on the real data, for some hundredths of a second a size."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How fast this machine trains each shape, looked up or measured: it decides how many runs train side by side.
+"""Look up or measure how fast this machine trains each pack key: it decides the size of packs.
 
 Nothing here decides a number of a run: a pack's size changes when its members are done, not their bits.
 """
@@ -38,7 +38,7 @@ MEASURE_S = 10.0
 
 @dataclass(frozen=True)
 class Throughput:
-    """What was measured of a shape."""
+    """The measured throughput of a pack key."""
 
     steps: Mapping[int, float]
     """Seconds of a training step, by the pack's size: 1, 2, 4 and so on, at least the first."""

@@ -1,4 +1,4 @@
-"""Schedules in the notations that people write."""
+"""Parse schedules in the notations that people write, and write them in brief."""
 
 import ast
 import hashlib

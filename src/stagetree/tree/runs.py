@@ -1,4 +1,4 @@
-"""What a run is: all that decides its numbers, and the uids of the states that it passes. Standard library only."""
+"""A run: all that decides its numbers, and the uids of the states that it passes. Standard library only."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ Stages = tuple[Stage, ...]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Shared:
-    """What a trunk and a pack key have in common. Compared and hashed by their canonical JSON."""
+    """The settings that a trunk and a pack key share. Both are compared and hashed by their canonical JSON."""
 
     data: str
     """SHA-256 of the prepared data, in hex."""
@@ -74,7 +74,7 @@ class _Shared:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PackKey(_Shared):
-    """What runs must have in common to train side by side."""
+    """The settings that runs must have in common to train side by side."""
 
     optimizer: str
     """Its name; members may differ in its settings."""

@@ -1,4 +1,4 @@
-"""What a sweep trains: runs merged into a stage tree. Standard library only.
+"""Merge runs into a stage tree. Standard library only.
 
 A checkpoint holds all that is needed to go on, so its identity is a *prefix* of a schedule, and a prefix may end within
 a stage: `[(20, 0.1)]` is what a run of `[(30, 0.1), (10, 0.01)]` has reached after 20 epochs. Sharing, resuming,
@@ -36,7 +36,7 @@ class Node:
     last_epoch: int
     """Of those trained here, counted from 1 over the whole schedule."""
     epochs: int
-    """Trained here; 0: only the final figures are missing."""
+    """Trained here; 0: only the final metrics are missing."""
     final: bool
     """Whether a run ends here, so that it is evaluated on the test set."""
     kept: bool = field(default=True, compare=False)
@@ -114,7 +114,7 @@ def nodes_from_json(values: Mapping[str, Any]) -> list[Node]:
 
 @dataclass(frozen=True)
 class Finished:
-    """What checkpoints say: which states exist, and which of them have their final figures."""
+    """The states that have checkpoints, and those of them that have their final metrics."""
 
     states: Container[str] = frozenset()
     tested: Container[str] = frozenset()
@@ -215,7 +215,7 @@ def _forks(runs: Sequence[Run], depth: int, place: int) -> list[_Growing]:
 
 
 def _remaining(node: Node, below: list[Node], finished: Finished) -> list[Node]:
-    """What is left of a node, given what is left below it."""
+    """Cut a node down to what is not finished, given what is left below it."""
     own = tuple(left for left in below if left.parent == node.uid)
     others = [left for left in below if left.parent != node.uid]  # they start from states that exist
     done = node.uid in finished.states and (not node.final or node.uid in finished.tested)

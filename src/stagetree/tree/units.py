@@ -1,4 +1,4 @@
-"""A stage tree divided: units for workers, and packs within a unit. Standard library only."""
+"""Divide a stage tree into units for workers, and a unit into packs. Standard library only."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -86,7 +86,7 @@ def _first_fork(root: Node) -> tuple[Node, tuple[Node, ...]]:
 
 
 def _pieces(roots: Sequence[tuple[Node, float, int]], parts: int, packs: Mapping[PackKey, int]) -> int:
-    """How many units each part of the roots, with their costs and leaves, is best divided into."""
+    """Choose how many units each part of the roots, with their costs and leaves, is divided into."""
     full = max((packs[root.pack_key] for root, _, _ in roots), default=1)
     seconds = sum(cost for _, cost, _ in roots) / parts
     # either packs are full at the roots already, or what is below fills so many that these few do not matter
