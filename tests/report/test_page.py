@@ -20,6 +20,8 @@ from stagetree.report import history, page, ranking, statistics
 from stagetree.storage import checkpoints
 from stagetree.tracking import store
 
+pytestmark = pytest.mark.slow  # whole commands, or a browser
+
 STAGES = "schedule.stages=[(2,1e-2),(2,1e-3)],[(2,1e-2),(1,1e-4)],[(3,1e-2)]"
 GRID = ["optimizer=sgd,adam", "seed=0,1,2", "trainer.batch_size=16", STAGES]
 

@@ -85,6 +85,7 @@ assert libc.prctl(22, 2, struct.pack("HxxxxxxP", len(steps), ctypes.addressof(co
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="numbers of its kernel")
 def test_a_folder_that_refuses_locks_is_refused_before_anything_trains(tmp_path, arrays):
     (tmp_path / "sitecustomize.py").write_text(REFUSE)

@@ -76,6 +76,7 @@ def test_long_schedules_are_read_as_they_are_and_were_recorded(load):
     assert len(history.curves(known, none)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [(N,), range(1, 2_000), (10, 5_000, N)], ids=["one", "each stage ends a run", "three"])
 def test_a_long_tree_is_drawn_in_a_screen(ends):
     tree = StageTree.build(trunks.run(*STAGES[:end]) for end in ends)
