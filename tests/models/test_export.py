@@ -14,7 +14,7 @@ from stagetree.models.inference import Network
 from stagetree.report import ranking
 from stagetree.tracking import store
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")]
 ALONE = "import sys; sys.modules['stagetree'] = None; "
 """Importing this package fails from here on."""
 

@@ -17,6 +17,7 @@ from stagetree.storage import checkpoints
 from stagetree.tracking import store
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
     pytest.mark.filterwarnings("ignore:.*type hint:UserWarning"),  # pyfunc's, of the model's loader
 ]
