@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
-"""Stands where a secret was, so that a recorded command says where to give it."""
+"""Takes the place of a secret, so that a recorded command shows where to give it again."""
 
 _NAME = (
     r"[\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|credential|signature|odbc_connect"
@@ -28,19 +28,19 @@ _IN_A_WORD = re.compile(rf"(://[^\s:/@'\"]*:){_NOT_A_REFERENCE}.*@", re.DOTALL)
 
 
 def redact(text: str) -> str:
-    """Hide the passwords of URIs, and the values of `key=value` whose key says that they are secret."""
+    """Hide the passwords of URIs, and each value of `key=value` whose key names a secret."""
     for pattern, shown in _SECRETS:
         text = pattern.sub(shown, text)
     return text
 
 
 def redact_words(words: Iterable[str]) -> list[str]:
-    """Hide the secrets in the words of a command; those may hold spaces and quotes."""
+    """Hide the secrets in the words of a command; these may contain spaces and quotes."""
     return [redact(_IN_A_WORD.sub(rf"\1{HIDDEN}@", _OVERRIDE.sub(rf"\1{HIDDEN}", word))) for word in words]
 
 
 def redact_values(value: Any) -> Any:
-    """Hide the secrets in a configuration: plain values in mappings and lists."""
+    """Hide the secrets in a configuration of plain values, mappings and lists."""
     if isinstance(value, Mapping):
         return {key: HIDDEN if part and _is_secret(key) else redact_values(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -16,14 +16,14 @@ from stagetree.tree.runs import Run, Stages, Trunk, canonical_json
 from stagetree.tree.stage_tree import LONGEST_CHAIN, Node, StageTree
 
 DEEPEST = 100
-"""Levels of the tree on the page."""
+"""The number of levels that the tree on the page has."""
 
 Histories = Mapping[str, Mapping[str, Mapping[int, float]]]
-"""By run's id, by metric, by epoch."""
+"""Metric values by run id, metric and epoch."""
 
 
 def curves(known: DataFrame, histories: Histories) -> list[dict[str, Any]]:
-    """For each run, in the order of the ranking, its curves as `[epochs, values]` by metric, and where stages end."""
+    """List each run's curves as `[epochs, values]` by metric, and its stages' ends, in the order of the ranking."""
     return [
         {
             "ends": _ends(stages_of(cast(Series, known.loc[run_id]))),
@@ -41,15 +41,15 @@ def _ends(stages: Stages) -> list[int]:
 
 
 def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, Any]]:
-    """The stage tree of the runs, each node with the accuracy that was reached at its end.
+    """Build the stage tree of the runs; each node has the accuracy that was reached at its end.
 
     Args:
         known: from `store.load`, by the runs' ids.
         histories: from `store.load_histories`, in the order of the ranking.
-        metric: that ranks.
+        metric: the one that ranks.
 
     Returns:
-        For each trunk, the best first, its `label`, and its nodes as `children`.
+        A mapping for each trunk, the best first, with its `label` and its nodes as `children`.
     """
     told = [name for name in param_columns(known) if param(name).plotted and not param(name).of_schedule]
     varying = [name for name in told if known[name].nunique() > 1]
@@ -73,14 +73,14 @@ def tree(known: DataFrame, histories: Histories, metric: str) -> list[dict[str, 
 def recorded_runs(known: DataFrame) -> dict[str, Run]:
     """Restore the runs whose schedule is recorded as they were planned, so that their uids are the recorded ones.
 
-    Earlier versions did not record trunks. Such a run takes that of another run of the same digest, or one that is made
-    of its settings: it shares what it shared, but its nodes have uids of their own.
+    Earlier versions did not record trunks. Such a run takes the trunk of another run with the same digest, or one made
+    of its settings: it shares the same prefixes as then, but its nodes have uids of their own.
 
     Args:
         known: from `store.load`, by the runs' ids.
 
     Returns:
-        By the runs' ids.
+        The runs, by their ids.
     """
     recorded = known.dropna(subset="trunk_json")
     by_digest = dict(zip(recorded["trunk"], recorded["trunk_json"], strict=True))
@@ -98,30 +98,30 @@ def recorded_runs(known: DataFrame) -> dict[str, Run]:
 
 
 def _stand_in(known: str) -> Trunk:
-    """Make a trunk that is equal to another exactly when what is known of both runs is."""
+    """Make a trunk that equals another exactly if the known settings of both runs are equal."""
     nothing: dict[str, Any] = dict.fromkeys((field.name for field in fields(Trunk)), 0)
     return Trunk(**nothing | {"data": known, "optimizer": {"name": ""}})
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A run as nodes name it."""
+    """The values of a run that its nodes show."""
 
     place: int
-    """In the ranking, from 0."""
+    """Its position in the ranking, from 0."""
     metric: float
     """Its value of the metric that ranks."""
     history: Mapping[str, Mapping[int, float]]
 
 
 def _add(branches: list[dict[str, Any]], root: Node, runs: Mapping[str, _Ranked], part: str) -> None:
-    """Add a subtree. Many stages without a fork are one line, and what lies very deep stands beside its parent.
+    """Add a subtree. Many stages without a fork are one line, and very deep nodes stand beside their parents.
 
     Args:
-        branches: to which its nodes are added.
+        branches: the list to which its nodes are added.
         root: of the subtree.
         runs: by the uid at which they end.
-        part: the metric that nodes have.
+        part: the metric that nodes show.
     """
     best: dict[str, _Ranked] = {}
     for node in reversed(list(root.walk())):  # children before their parents
@@ -142,7 +142,7 @@ def _add(branches: list[dict[str, Any]], root: Node, runs: Mapping[str, _Ranked]
 
 
 def _stretch(chain: Sequence[Node]) -> dict[str, Any]:
-    """One line of the tree: a node, or many one after the other."""
+    """Describe one line of the tree: a node, or a chain of many."""
     first, last = chain[0], chain[-1]
     lr = first.lr if len(chain) == 1 else f"{short(first.lr)} to {short(last.lr)} in {len(chain):,} stages"
     return {"uid": last.uid, "epochs": sum(node.epochs for node in chain), "lr": lr, "children": []}

@@ -40,12 +40,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be."""
+    """One thing that is damaged, missing, doubled or different."""
 
     where: str
     what: str
     uid: str = ""
-    """Of the run or state it concerns, if it is one."""
+    """Uid of the run or state that it concerns; empty if it concerns none."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -55,7 +55,7 @@ class OutputFolder:
     """One output folder with its store, as it is now. Nothing is changed.
 
     Args:
-        config: says which.
+        config: names the folder and the store.
 
     Raises:
         InputError: nothing was trained in it.
@@ -66,13 +66,13 @@ class OutputFolder:
         self.checkpoints = self.store.checkpoints
         self._table = Path(config.report.output)
         self.sweeps = list(_sweeps(self.store.output_dir, self.store.experiment))
-        """Those that were recorded in the experiment, the last one launched last."""
+        """The sweeps recorded in the experiment, in the order of their launches."""
         self._entries = {uid: entry for sweep in self.sweeps for uid, entry in sweep.entries.items()}
         if not self.checkpoints.is_dir():
             raise InputError(f"output_dir: nothing was trained in {self.store.output_dir} (give output_dir=...)")
 
     def problems(self) -> list[Problem]:
-        """Look at everything."""
+        """Check states, database, runs, models and leaderboard; after a damaged database, nothing that needs it."""
         found = list(self.states())
         database = self.database()
         if database:
@@ -92,7 +92,7 @@ class OutputFolder:
                 yield Problem(*_divided(error.what), path.stem)
 
     def database(self) -> Problem | None:
-        """Say whether MLflow's database is missing or damaged; a server is not looked at."""
+        """Say whether MLflow's database is missing or damaged; a server is not checked."""
         path = self.store.sqlite_path
         if path is None:
             return None
@@ -108,12 +108,12 @@ class OutputFolder:
         return None if said == ["ok"] else Problem(str(path), f"MLflow's database is damaged: {said[0]}")
 
     def runs_of(self, sweep: Sweep) -> "DataFrame":
-        """The runs of one sweep, from `store.load`."""
+        """Load the runs of one sweep, as `store.load` does."""
         frame = self.store.load()
         return frame[frame["uid"].isin(sweep.entries.keys())]
 
     def runs(self) -> Iterator[Problem]:
-        """Yield what differs between checkpoints and MLflow, and what is recorded twice or not at all."""
+        """Yield the runs that differ between checkpoints and MLflow, or are recorded twice or not at all."""
         finished = [run for run in self.store.read() if run.status == "FINISHED"]
         params = {uid: entry.params for uid, entry in self._entries.items()}
         for run, _, differences in audit.examine(self.store, finished, params):
@@ -157,7 +157,7 @@ class OutputFolder:
         return [(model, uid) for model, uid in ours if uid]
 
     def leaderboard(self) -> Iterator[Problem]:
-        """Compare each row with its run; the rows are all those of one sweep, or of the whole experiment."""
+        """Compare each row with its run; the rows are those of one sweep or of the whole experiment."""
         import pandas as pd
 
         path = self._table
@@ -186,14 +186,14 @@ class OutputFolder:
             yield Problem(str(path), f"{n_missing} rows are missing")
 
     def _rows_of(self, frame: "DataFrame", uids: Iterable[str]) -> "DataFrame":
-        """Rows of the smallest sweep that all these runs belong to; without one, these rows."""
+        """Select the rows of the smallest sweep that all these runs belong to; without one, these rows."""
         uids = set(uids)
         several = [sweep.entries.keys() for sweep in self.sweeps if uids <= sweep.entries.keys()]
         return frame[frame["uid"].isin(min(several, key=len, default=uids))]
 
 
 def _sweeps(output_dir: Path, experiment: str) -> Iterator[Sweep]:
-    """The last launch of each sweep that was recorded in an experiment, in the order of their launches."""
+    """Yield the last launch of each sweep recorded in an experiment, in the order of the launches."""
     last: dict[str, Path] = {}
     launches = sorted(output_dir.glob("sweeps/*/*/sweep.json"), key=lambda path: path.stat().st_mtime)
     for path in launches:

@@ -1,6 +1,6 @@
 """Write `leaderboard.html`: one file that shows a ranking and its reasons, offline, in any browser.
 
-Here the numbers are gathered; the scripts in `assets` draw them, with Plotly.
+This module gathers the numbers; the scripts in `assets` draw them with Plotly.
 """
 
 import base64
@@ -27,13 +27,13 @@ from stagetree.tracking import store
 from stagetree.tracking.networks import load_network
 
 MOST_CURVES, MOST_CURVES_OF_SERVER = 1000, 50
-"""Runs whose learning curves are read, the best first; of a server each is a request."""
+"""Number of runs whose learning curves are read, the best first; from a server each takes requests."""
 MOST_IMAGES = 24
-"""Misclassified images that are shown."""
+"""Number of misclassified images shown."""
 MOST_EXACT = 2**53
-"""The last whole number that JavaScript tells from the next."""
+"""The largest whole number that JavaScript can tell from the next."""
 SCRIPTS = ("common", "table", "plots", "tree", "start")
-"""Of `assets`, in their order."""
+"""The scripts of `assets`, in their order."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class PageInputs:
     frame: DataFrame
     """From `store.load`."""
     uri: str
-    """Of the store, for the learning curves."""
+    """URI of the store, which holds the learning curves."""
     output_dir: Path
-    """Of the checkpoints and the prepared data, for the best run's misclassified images."""
+    """The output folder; its checkpoints and prepared data give the best run's misclassified images."""
     metric: str | None = None
     """As for `ranking.rank`."""
     command: str = ""
@@ -73,7 +73,7 @@ def write_page(inputs: PageInputs, path: Path) -> None:
 
 
 def _as_json(values: Any) -> str:
-    """JSON that may stand inside a script element; NaN and infinity become null."""
+    """Write JSON that may stand inside a script element; NaN and infinity become null."""
     text = json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -89,7 +89,7 @@ def _finite(value: Any) -> Any:
 
 
 def gather(inputs: PageInputs) -> dict[str, Any]:
-    """Collect all that the page shows as plain values; what each part is, its function says.
+    """Collect all that the page shows as plain values; the function of each part describes it.
 
     Raises:
         InputError: as `ranking.rank`.
@@ -126,13 +126,13 @@ def _described(metric: Metric) -> dict[str, Any]:
 
 
 def _table(frame: DataFrame, marks: list[str]) -> dict[str, Any]:
-    """Columns with metrics before settings, those of the metric that ranks first, and the mark of each row.
+    """Order the columns, metrics before settings and the ranking metric first, and add the mark of each row.
 
-    What all rows have in common is not shown.
+    Columns whose rows are all equal are not shown.
 
     Args:
         frame: from `ranking.rank` or `ranking.aggregate`.
-        marks: of `statistics.marks`; single runs have none, since one run does not tell the luck of its seed.
+        marks: from `statistics.marks`; single runs have none, since one run says nothing about the luck of its seed.
     """
     numbers = [name for name in map(str, frame) if metric_column(name)[0] or name in ("n", "n_failed")]
     numbers.sort(key=lambda name: metric_column(name)[0] is not METRICS[frame.attrs["metric"]])
@@ -151,9 +151,9 @@ def _varies(column: Series) -> bool:
 
 
 def _column(column: Series, *, shown: bool) -> dict[str, Any]:
-    """A column's name, what people read above it, how its values are written, whether it is shown, and its values.
+    """Describe a column: its name, its label, the kind of its values, whether it is shown, and the values.
 
-    The kind is that of a metric, or `number`, or `text`.
+    The kind is a metric's kind, `number` or `text`.
     """
     name = str(column.name)
     metric, statistic = metric_column(name)
@@ -165,7 +165,7 @@ def _column(column: Series, *, shown: bool) -> dict[str, Any]:
 
 
 def _is_numeric(column: Series) -> bool:
-    """Whether JavaScript's numbers hold a column's values, which are floats: seeds go up to 2**63 - 1."""
+    """Tell whether JavaScript's numbers, which are floats, hold a column's values: seeds go up to 2**63 - 1."""
     if not pd.api.types.is_numeric_dtype(column):
         return False
     return not (pd.api.types.is_integer_dtype(column) and (column > MOST_EXACT).any())
@@ -181,7 +181,7 @@ def _plain(column: Series) -> list[Any]:
 
 
 def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
-    """The table of means over seeds, if seeds vary."""
+    """Make the table of means over seeds, if seeds vary."""
     finished = frame[frame["status"] == "finished"]
     if finished["seed"].nunique() < 2:
         return None
@@ -198,11 +198,11 @@ def _over_seeds(frame: DataFrame, metric: str | None) -> dict[str, Any] | None:
 
 
 def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
-    """Each swept setting with its importance and a value a run, the most important first, seeds last.
+    """List each swept setting with its importance and a value for each run, the most important first, seeds last.
 
     Args:
-        known: a row a run; those that cannot be compared with the first one are empty.
-        metric: that ranks.
+        known: a row for each run; rows that cannot be compared with the first are empty.
+        metric: the one that ranks.
     """
     swept = [name for name in store.param_columns(known) if param(name).plotted and known[name].nunique() > 1]
     finished = known["status"] == "finished"
@@ -223,7 +223,7 @@ def _settings(known: DataFrame, metric: str) -> list[dict[str, Any]]:
 
 
 def _load_best(ranked: DataFrame, known: DataFrame, inputs: PageInputs) -> Network | str:
-    """The first run's network, or why there is none."""
+    """Load the first run's network, or say why there is none."""
     if ranked["rank"].isna().all():
         return "No run is ranked yet."
     try:
@@ -233,7 +233,7 @@ def _load_best(ranked: DataFrame, known: DataFrame, inputs: PageInputs) -> Netwo
 
 
 def _misclassified(name: str, network: Network | str) -> dict[str, Any]:
-    """A run's confusion matrix on the test set, and the misclassified images of which it was surest."""
+    """Compute a run's confusion matrix on the test set, and draw its most confident misclassified images."""
     if isinstance(network, str):
         return {"missing": network}
     try:
@@ -251,7 +251,7 @@ def _drawn(one: Misclassified, arrays: cache.Arrays) -> dict[str, Any]:
 
 
 def draw_png(pixels: np.ndarray, info: cache.DataInfo) -> bytes:
-    """Draw one image of a data set in its own size; floats are stretched to their range."""
+    """Draw one image of a data set at its own size as PNG; float pixels are stretched to their range."""
     buffer = io.BytesIO()
     images.draw(pixels, info.image_shape).save(buffer, format="png")
     return buffer.getvalue()

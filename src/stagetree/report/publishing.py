@@ -1,6 +1,6 @@
 """Describe a sweep in MLflow, with its leaderboard, and log its best run as a model.
 
-Written once all runs are recorded, by the launching process.
+The launching process does so once all runs are recorded.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 MODEL = "best"
-"""Name of the model: `runs:/RUN_ID/best`."""
+"""The name of the model, which `runs:/RUN_ID/best` finds."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Publisher:
                 self.client.log_artifact(self.parent, str(file))
 
     def choose_columns(self, params: Sequence[str], metrics: Sequence[str]) -> None:
-        """Say which columns of the experiment's table are of use, as MLflow's button `Share` does."""
+        """Choose the columns of the experiment's table that people see, as MLflow's button `Share` does."""
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
         self.client.set_experiment_tag(self.experiment_id, VIEW_TAG, json.dumps({"selectedColumns": columns}))
 
     def add_model(self, run_id: str, uid: str) -> None:
-        """Log a run's final state as a model that `mlflow.pyfunc.load_model` loads without a pickle, once.
+        """Log a run's final state once, as a model that `mlflow.pyfunc.load_model` loads without a pickle.
 
         Raises:
             InputError: the run's files are gone.

@@ -13,7 +13,7 @@ from stagetree.errors import InputError, choices
 from stagetree.tracking.store import param_columns
 
 STATUSES = ("finished", "running", "scheduled", "killed", "failed")
-"""Of runs, in the order in which they are listed."""
+"""The statuses of runs, in the order in which they are listed."""
 
 
 def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
@@ -23,13 +23,13 @@ def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
     `METRICS`, then by uid, so the same configurations rank alike in every store. Runs that are not finished, or whose
     metric is not finite, have no rank and come last. Params beyond `COLUMNS` are shown if they vary.
 
-    Runs are ranked within what can be compared: the same data and, but for metrics of the test set, the same division
-    into training and validation. If there are several such groups, that with most finished runs comes first, the column
-    `group` has their names, and `attrs["groups"]` the metric of each.
+    Runs are ranked among those that can be compared: they have the same data and, except for metrics of the test set,
+    the same division into training and validation. If there are several such groups, the one with most finished runs
+    comes first, the column `group` has their names, and `attrs["groups"]` the metric of each.
 
     Args:
         frame: from `load`.
-        metric: one of `METRICS`, or as MLflow spells it, `test/acc`. None: of each group `val_acc` if any finished run
+        metric: one of `METRICS`, or as MLflow spells it, `test/acc`. None: in each group `val_acc` if any finished run
             has it, else `test_acc`.
 
     Raises:
@@ -45,10 +45,10 @@ def rank(frame: DataFrame, metric: str | None = None) -> DataFrame:
 
 
 def aggregate(frame: DataFrame, over: str, metric: str | None = None) -> DataFrame:
-    """Make one line of the runs that are equal in all that decides their numbers but `over`, ranked by the mean.
+    """Make one line of all runs that differ in nothing but `over`, and rank the lines by the mean.
 
-    Over seeds or schedules that is the recorded trunk, whichever params there are; over another setting, and for runs
-    that were recorded without it, all params but that one.
+    For seeds and schedules, runs with the same recorded trunk go together, whichever params there are. For any other
+    setting, and for runs recorded without a trunk, all params but that one must be equal.
 
     Each metric has `_mean`, `_std` (ddof=1; empty for one value) and `_n` over the finite values of finished runs. `n`
     counts finished runs, `n_failed` those that failed or were killed; a uid that occurs twice counts once.
@@ -92,9 +92,9 @@ class Groups:
     """Groups of runs that can be compared."""
 
     names: Series
-    """Of each run's group; empty if there is one group only."""
+    """The name of each run's group; empty if there is only one."""
     metrics: Mapping[str, str]
-    """That each group is ranked by, in the order of the groups."""
+    """The metric that ranks each group, in the order of the groups."""
 
     def parts(self) -> Iterator[tuple[pd.Index, str]]:
         """Yield the rows of each group, and its metric."""
@@ -103,7 +103,7 @@ class Groups:
 
 
 def _groups(frame: DataFrame, metric: str | None, over: str = "") -> Groups:
-    """Divide the runs into those that can be compared, by all that decides it but `over`."""
+    """Divide the runs into groups that can be compared, leaving the setting `over` aside."""
     chosen = metric and _choose_metric(frame, metric)
     split = [] if chosen and METRICS[chosen].split == "test" else ["val_size", "val_seed"]
     parts = {name: frame[name].astype(object) for name in split if name in frame and name != over}
@@ -132,7 +132,7 @@ def _said_of_split(run: Series, names: Sequence[str]) -> str:
 
 
 def _lines(runs: DataFrame, params: Sequence[str], over: str) -> Series:
-    """Number the runs by what they are, but for one param."""
+    """Number the runs so that those which differ only in one param get the same number."""
     known = runs["trunk"].notna() & (not param(over).in_trunk)
     outside = [name for name in params if not param(name).in_trunk]
     others = [name for name in params if param(name).in_trunk]
@@ -175,10 +175,10 @@ def _in_order(frame: DataFrame, groups: Groups, tiers: Series) -> Series:
     Args:
         frame: with the metrics, `uid` and `run_id`.
         groups: of its rows.
-        tiers: of each row from 0; a row of tier 0 has a rank if its metric is finite, and else comes after those.
+        tiers: of each row, from 0; a row of tier 0 has a rank if its metric is finite, and else follows those rows.
 
     Returns:
-        Int64, the rank of each row or none, by the rows' labels in their order.
+        The rank of each row or none, Int64, by the rows' labels in their order.
     """
     parts = []
     for rows, metric in groups.parts():
@@ -207,7 +207,7 @@ def in_first_group(frame: DataFrame) -> Series:
 
 
 def useful_columns(frame: DataFrame) -> tuple[list[str], list[str]]:
-    """Name the params that vary and the leaderboard's metrics that some run has, as MLflow spells them.
+    """Name the params that vary, and the leaderboard's metrics that any run has, as MLflow spells them.
 
     Args:
         frame: from `load`.

@@ -13,12 +13,12 @@ from stagetree.planning.descriptions import recorded_params
 from stagetree.training.devices import resolve_device
 
 GROUPS = ("dataset", "model", "optimizer", "loss", "schedule", "trainer", "seed")
-"""Of settings that select."""
+"""The groups whose settings select runs."""
 MOST_NAMED = 20
 
 
 def select(frame: DataFrame, config: Config, overrides: Sequence[str]) -> DataFrame:
-    """Leave the runs that have the settings of these overrides; settings that no run records select nothing.
+    """Keep the runs that have the settings of these overrides; settings that no run records are ignored.
 
     Args:
         frame: from `store.load`.
@@ -55,7 +55,7 @@ def _equal(column: Series, value: object) -> Series:
 
 
 def _is_data_set(frame: DataFrame, param: str, name: str) -> Series:
-    """Tell runs on any of the data sets of one name, which `store.load` has told apart."""
+    """Tell which runs use any data set of one name, since `store.load` adds digests to names that several have."""
     if param != "dataset" or "dataset_digest" not in frame:
         return Series(False, index=frame.index)
     return frame["dataset"] == name + " " + frame["dataset_digest"].str[:8]

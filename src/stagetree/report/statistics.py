@@ -6,28 +6,29 @@ import numpy as np
 from pandas import DataFrame, Series
 
 ALPHA = 0.05
-"""Of a whole table: the chance that any line is called worse, or that any setting is shown, for nothing but luck."""
+"""Error rate of a whole table: the chance that luck alone makes any line worse, or any setting shown."""
 TIED, TOO_FEW = "≈", "?"
-_LEVEL = 0.03  # of `_critical`, below ALPHA, as unequal and discrete spreads raise it
-_DRAWS = 1_000_000  # lines drawn for it
+_LEVEL = 0.03  # error rate of `_critical`: below ALPHA, since unequal and discrete spreads raise it
+_DRAWS = 1_000_000  # lines that `_critical` draws
 _PERMUTATIONS = 499
 
 
 def marks(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> list[str]:
-    """Mark the lines that cannot be told apart from the first, which the same repetitions made the first.
+    """Mark the lines that cannot be told apart from the first, which was chosen by the same repetitions.
 
-    A line is worse if it lies further behind, in standard errors, than any of as many equal lines does behind the best
-    of them in 97 % of simulated tables. Spreads may differ; those below the lower quartile of all spreads count as
-    that, since few repetitions may agree by chance.
+    A line is worse if it lies further behind the first, in standard errors, than the last of as many equal lines lies
+    behind their best in 97 % of simulated tables. Spreads may differ; a spread below the lower quartile of all counts
+    as that quartile, since few repetitions may agree by chance.
 
     Args:
         mean: of each line, `(lines,)`, the best first.
-        std: likewise, with ddof=1; of any value where n is 1.
+        std: likewise, with ddof=1; ignored where n is 1.
         n: repetitions, at least 1.
 
     Returns:
-        For each line `TIED`; `TOO_FEW`, if it or the first has less than three repetitions, or if it looks worse by
-        more than half of what would tell; or nothing, as it is worse. The first is tied if another is.
+        A mark for each line. `TIED`: it cannot be told apart. `TOO_FEW`: it or the first has less than three
+        repetitions, or it lies more than half the critical distance behind. Empty: it is worse. The first line is
+        tied if another is.
     """
     several = n >= 2
     if not several[0] or several.sum() < 2:
@@ -50,7 +51,7 @@ def marks(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> list[str]:
 def _critical(repetitions: tuple[float, ...]) -> float:
     """Simulate how far the last of equal lines lies behind the best, in standard errors of their difference.
 
-    The largest of two cases: all lines spread alike; and one, that with the fewest repetitions, spreads alone.
+    The larger of two cases counts: all lines spread alike, or only the one with the fewest repetitions spreads.
     """
     rng, n = np.random.default_rng(0), np.array(repetitions)
     shape = (max(2000, _DRAWS // len(n)), len(n))
@@ -70,12 +71,12 @@ def _distance(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
 def importance(settings: DataFrame, metric: Series) -> Series:
     """Compute the share of the metric's variance in rank that each setting explains by itself, the largest first.
 
-    Ranks, so that a metric and its logarithm say the same, and a few runs that diverged do not rule. The share is
+    With ranks, a metric and its logarithm give the same result, and a few diverged runs do not dominate. The share is
     adjusted for the number of values (epsilon squared of the Kruskal-Wallis test, among the runs that have the
-    setting). What settings do only together is not in it.
+    setting). Interactions between settings are left out.
 
     Args:
-        settings: a row a run, a column a setting.
+        settings: a row for each run, a column for each setting.
         metric: of each run; runs without a finite value are left out.
 
     Returns:
@@ -95,7 +96,7 @@ def importance(settings: DataFrame, metric: Series) -> Series:
 
 
 def _explained(setting: Series, ranks: np.ndarray) -> np.ndarray | None:
-    """A share for each row of ranks, `(permutations, runs)`; None if no value of the setting occurs twice."""
+    """Compute a share for each row of ranks, `(permutations, runs)`; None if no value of the setting occurs twice."""
     codes, values = setting.factorize()
     known = codes >= 0
     n, n_values = int(known.sum()), len(values)

@@ -39,7 +39,7 @@ def write_csv(frame: DataFrame, path: Path) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file of the report as a whole or not at all, in a folder that is made if need be.
+    """Write a file of the report as a whole or not at all; make its folder if need be.
 
     Raises:
         InputError: the file cannot be written.
@@ -63,15 +63,15 @@ def _defuse(cell: Any) -> Any:
 
 
 def show(frame: DataFrame, top: int, console: Console, path: Path | None = None) -> None:
-    """Print the first lines of a leaderboard, and a last line that says what there is.
+    """Print the first lines of a leaderboard, and a last line that sums it up.
 
-    Runs that cannot be compared have tables of their own. A column appears if it varies. On a terminal those that
-    matter least make way until the table fits; elsewhere, as in a file or a pipe, all are there uncut.
+    Runs that cannot be compared have tables of their own. A column appears if it varies. On a terminal the least
+    important columns are left out until the table fits; in a file or a pipe all are there uncut.
 
     Args:
         frame: from `rank` or `aggregate`.
         top: lines to print of each table.
-        console: where to.
+        console: to print to.
         path: of the CSV file; None: there is none.
     """
     if frame.empty:
@@ -146,7 +146,7 @@ def _format_spread(metric: Metric, mean: float, std: float) -> str:
 
 
 def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
-    """Choose columns by importance until a line is full; what stays is in its order, cut to 40 characters."""
+    """Choose columns by importance until a line is full, each cut to 40 characters; keep their order."""
     first = ["rank", metric, "n"]
     if "run_name" in widths:  # says itself what varies
         first += ["run_name", "status", "run_id"]
@@ -163,7 +163,7 @@ def _fit(widths: Mapping[str, int], metric: str, limit: int) -> dict[str, int]:
 
 
 def summary(frame: DataFrame) -> str:
-    """`32 runs, 0 failed; ranked by test_acc`.
+    """Sum up a leaderboard, as in `32 runs, 0 failed; ranked by test_acc`.
 
     Args:
         frame: from `rank` or `aggregate`.
@@ -185,7 +185,7 @@ def summary(frame: DataFrame) -> str:
 
 
 def _unranked(frame: DataFrame) -> Iterator[str]:
-    """Say of which metric finished runs have no value, so that they have no rank."""
+    """Yield a phrase for each group with finished runs that have no rank, as their metric is not finite."""
     finished = frame["status"] == "finished" if "status" in frame else frame["n"] > 0
     for name, metric in frame.attrs["groups"].items():
         part = finished & (frame["group"] == name) if "group" in frame else finished
@@ -199,7 +199,7 @@ def to_markdown(frame: DataFrame, top: int) -> str:
 
     Args:
         frame: from `rank` or `aggregate`.
-        top: lines.
+        top: lines to write.
     """
     columns = _format_columns(frame, top)
     lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
@@ -208,7 +208,7 @@ def to_markdown(frame: DataFrame, top: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """Keep names from steering the terminal."""
+    """Replace control characters, so that names cannot steer the terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

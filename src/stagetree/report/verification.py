@@ -18,14 +18,14 @@ from stagetree.tracking.tracker import SweepRecord, Tracker
 
 
 def verify(config: Config, console: Console, *, repair: bool = False) -> bool:
-    """Check an output folder and its store, print what is missing, doubled or different, and repair it if asked to.
+    """Check an output folder and its store, print the problems found, and repair them if asked to.
 
     Nothing is trained. A state that is beyond repair is dropped, so that its sweep trains it again.
 
     Args:
-        config: whose output folder and store are looked at.
-        console: where to.
-        repair: put right what is not well.
+        config: names the output folder and the store.
+        console: to print to.
+        repair: whether problems are repaired.
 
     Returns:
         Whether all is well now.
@@ -49,7 +49,7 @@ def _print(problems: Iterable[Problem], console: Console) -> None:
 
 
 def _repair(folder: OutputFolder, config: Config, console: Console) -> None:
-    """Put right what can be, without training."""
+    """Repair as much as is possible without training."""
     from mlflow import MlflowClient
 
     for problem in folder.states():
@@ -73,7 +73,7 @@ def _repair(folder: OutputFolder, config: Config, console: Console) -> None:
 
 
 def _restore(folder: OutputFolder, problem: Problem) -> None:
-    """Take a state's weights from the run's artifacts, where they are whole; else drop the state."""
+    """Restore a state's weights from the run's artifacts if they are whole there; else drop the state."""
     record = checkpoints.find(folder.checkpoints, problem.uid)
     name = f"{problem.uid}.safetensors"
     if record is not None and folder.database() is None:
@@ -99,7 +99,7 @@ def _set_aside(problem: Problem, console: Console) -> None:
 
 
 def _record(folder: OutputFolder, sweep: Sweep) -> None:
-    """Record what is finished of a sweep, and look at all that is recorded of it."""
+    """Record the finished runs of a sweep, and check all that is recorded of it."""
     record = SweepRecord(sweep.sweep_id, sweep.launch, sweep.command, tuple(sweep.entries.values()))
     Tracker.open(folder.store, record, thorough=True).close()
 
