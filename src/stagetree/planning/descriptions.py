@@ -23,16 +23,16 @@ from stagetree.tree.stage_tree import StageTree
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One run as the tracker needs it."""
+    """One run as the tracker records it."""
 
     uid: str
     name: str
     trunk_name: str
-    """Its name without the schedule."""
+    """The name without the schedule."""
     trunk: str
-    """Digest of all that decides its numbers but schedule and seed: equal for runs that averages may put together."""
+    """Digest of all that decides its numbers except schedule and seed: equal for runs that may be averaged."""
     path: tuple[str, ...]
-    """Uids of the states on its way, its own last."""
+    """Uids of the states that it passes, its final one last."""
     params: Mapping[str, Any]
     config: Mapping[str, Any]
     """Resolved configuration; secrets are hidden."""
@@ -42,19 +42,19 @@ class RunEntry:
     shared_epochs: int
     """Epochs of its schedule that it shares with another run of the sweep."""
     command: str
-    """Trains this run alone."""
+    """The command that trains this run alone."""
     trunk_json: str = ""
-    """Canonical JSON of all that decides its numbers but the schedule; empty in what earlier versions wrote."""
+    """Canonical JSON of all that decides its numbers except the schedule; empty in files of earlier versions."""
 
 
 def write_entries(path: Path, entries: Iterable[RunEntry]) -> None:
-    """Keep what is to be recorded of runs, so that it can be recorded again: gzip of a line of JSON a run."""
+    """Keep the entries of runs, so that they can be recorded again: gzip of one line of JSON for each run."""
     with gzip.open(path, "wt", compresslevel=1, encoding="utf-8") as file:
         file.writelines(f"{json.dumps(asdict(entry))}\n" for entry in entries)
 
 
 def read_entries(path: Path) -> Iterator[RunEntry]:
-    """Read what `write_entries` wrote, up to where it is damaged or a kill cut it off."""
+    """Read the entries that `write_entries` wrote, up to the point where they are damaged or cut off."""
     with (
         contextlib.suppress(OSError, EOFError, ValueError, zlib.error),
         gzip.open(path, "rt", encoding="utf-8") as file,
@@ -72,7 +72,7 @@ def describe(
     whole: StageTree,
     commands: Mapping[str, str],
 ) -> tuple[RunEntry, ...]:
-    """Describe each run; names say what varies in the sweep. All mappings are by uid."""
+    """Describe each run; its name tells what varies in the sweep. All mappings are by uid."""
     params = {uid: recorded_params(config, runs[uid].trunk, len(infos[uid].classes)) for uid, config in configs.items()}
     varying = _varying(params.values())
     paths = _paths(whole)
@@ -102,9 +102,9 @@ def describe(
 
 
 def _varying(params: Collection[Mapping[str, Any]]) -> set[str]:
-    """Name the parameters that differ between runs which have them, as some optimizers and losses alone do.
+    """Name the params that differ between the runs that have them; some belong to one optimizer or loss.
 
-    The digest of the data is one of them only where nothing else tells the data sets apart.
+    The digest of the data is among them only if nothing else tells the data sets apart.
     """
     values: dict[str, set[str]] = {}
     for one in params:
@@ -116,7 +116,7 @@ def _varying(params: Collection[Mapping[str, Any]]) -> set[str]:
 
 
 def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
-    """The uids on the way to each run's final state."""
+    """List the uids on the way to each run's final state."""
     parents = {node.uid: node.parent for node in tree.walk()}
     paths = {}
     for node in tree.walk():
@@ -129,11 +129,11 @@ def _paths(tree: StageTree) -> dict[str, tuple[str, ...]]:
 
 
 def recorded_params(config: Config, trunk: Trunk, n_classes: int) -> dict[str, Any]:
-    """MLflow's parameters: all that decides the numbers, readable lists beside numbers that its plots can use.
+    """List MLflow's params of a run: all that decides its numbers, as readable lists and as numbers for plots.
 
     Args:
         config: of the run.
-        trunk: of the run, from which each setting is taken, whichever there are.
+        trunk: of the run, from which all settings are taken.
         n_classes: of the data.
     """
     rest, stages = json.loads(trunk.json), config.schedule.stages
@@ -166,7 +166,7 @@ def recorded_params(config: Config, trunk: Trunk, n_classes: int) -> dict[str, A
 
 
 def _name(params: Mapping[str, Any], varying: set[str]) -> str:
-    """Short, as MLflow's table cuts names: `300 sgd lr 0.1>0.001 epochs 20>10 seed 2`."""
+    """Name a run briefly, as MLflow's table cuts long names: `300 sgd lr 0.1>0.001 epochs 20>10 seed 2`."""
     known = map(param, params)
     return " ".join(
         one.words(params) for one in known if one.named == "always" or (one.named == "varies" and one.name in varying)

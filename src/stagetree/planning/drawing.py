@@ -12,18 +12,18 @@ from stagetree.tree.runs import Trunk
 from stagetree.tree.stage_tree import LONGEST_CHAIN, Node, StageTree
 
 MOST_LRS, MOST_NAMES = 8, 3
-"""In one line."""
+"""The most learning rates and names in one line."""
 MOST_LINES, DEEPEST = 40, 30
 
 
 def show(plan: PlanSummary, tree: StageTree, names: Mapping[Trunk, str], console: Console) -> None:
-    """Print counts, the tree of what is left, and what training it takes.
+    """Print a plan's counts, the tree that is left to train, and its estimated cost.
 
     Args:
-        plan: in counts.
-        tree: of what is left to train.
+        plan: its counts.
+        tree: left to train.
         names: of each run without its schedule, by trunk.
-        console: where to.
+        console: to print to.
     """
     to_train = len(plan.runs) - plan.finished
     saved = 1 - plan.epochs_distinct / plan.epochs_asked
@@ -64,7 +64,7 @@ def draw(tree: StageTree, names: Mapping[Trunk, str]) -> Tree:
     """Draw what is to be trained; trunks that look alike are one branch.
 
     Args:
-        tree: of what is left to train.
+        tree: left to train.
         names: of each run without its schedule, by trunk.
     """
     trunks: dict[Trunk, list[Node]] = {}
@@ -86,11 +86,11 @@ def draw(tree: StageTree, names: Mapping[Trunk, str]) -> Tree:
 
 
 Forms = Mapping[int, tuple[int, int]]
-"""For each node, by its `id`, a number of what its subtree looks like, and one that leaves its own lr aside."""
+"""For each node, by its `id`, a number for the form of its subtree, and one for the form without its own lr."""
 
 
 def _add(drawn: Tree, places: Sequence[Sequence[Node]], forms: Forms) -> int:
-    """Add a line for each group of siblings that differ in nothing but lr, and return how many lines were added.
+    """Add a line for each group of siblings that differ only in lr, and return the number of lines.
 
     Args:
         drawn: the branch of the drawing.
@@ -119,7 +119,7 @@ def _add(drawn: Tree, places: Sequence[Sequence[Node]], forms: Forms) -> int:
 
 
 def _line(chains: Sequence[Sequence[Node]], count: int) -> Text:
-    """Say what is trained in chains of nodes that differ in their first learning rate alone, at `count` places."""
+    """Write the line of chains that differ only in their first learning rate and stand at `count` places."""
     first, last = chains[0][0], chains[0][-1]
     epochs = sum(node.epochs for node in chains[0])
     more = "" if first.starts_stage else " more"

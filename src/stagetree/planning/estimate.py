@@ -13,22 +13,22 @@ from stagetree.tree.stage_tree import Node, StageTree
 from stagetree.tree.units import Unit, packs, predecessors
 
 START_S = 6.0
-"""From launch to the first minibatch, and from the last to the leaderboard: mostly imports of torch and MLflow."""
+"""Time from launch to the first minibatch and from the last to the leaderboard, mostly imports of torch and MLflow."""
 STATE_BYTES, EPOCH_BYTES, RUN_BYTES = 2_000, 130, 30_000
-"""Of files beside the weights: a state's record, a line of its history, and a run's artifacts and rows in MLflow's
-database."""
+"""Sizes on disk beside the weights: a state's record, a line of its history, and a run's artifacts and rows in
+MLflow's database."""
 SWEEP_BYTES = 6_400_000
-"""Of a sweep's page among MLflow's artifacts, and of an empty database."""
+"""Size of a sweep's page among MLflow's artifacts and of an empty database."""
 UNFOLDED = 1.5
-"""Cost of an optimizer's step on the weights, as a factor, for shapes that were not measured."""
+"""The factor by which an optimizer's own step raises the cost of pack keys that were not measured."""
 
 
 def epoch_costs(
     keys: Iterable[PackKey], throughputs: Mapping[PackKey, Throughput], infos: Mapping[str, DataInfo]
 ) -> dict[PackKey, float]:
-    """Weigh a member's epoch for each pack key, for dividing the work between workers.
+    """Weigh a member's epoch for each pack key, to divide the work between workers.
 
-    In seconds if all shapes were measured; else by what is multiplied, in any unit.
+    The weights are seconds if all pack keys were measured; else they count multiplications, in any unit.
     """
     keys = set(keys)
     if keys <= throughputs.keys():
@@ -54,7 +54,7 @@ def seconds(
         pack_size: most members of a pack, or `"auto"`.
 
     Returns:
-        Seconds; `None` if a shape was not measured yet.
+        Seconds; `None` if a pack key was not measured yet.
     """
     if not _are_measured(units, throughputs):
         return None
@@ -95,7 +95,7 @@ def makespan(durations: Sequence[float], after: Sequence[Collection[int]], worke
 
 
 def largest_pack(units: Sequence[Unit], throughputs: Mapping[PackKey, Throughput], pack_size: int | str) -> int | None:
-    """Count the most members that will train side by side; `None` until all shapes were measured."""
+    """Count the members of the largest pack; `None` until all pack keys were measured."""
     if not _are_measured(units, throughputs):
         return None
     return max((len(pack) for unit in units for pack in _packs(unit, throughputs, pack_size)), default=0)

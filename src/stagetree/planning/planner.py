@@ -39,19 +39,19 @@ class Plan:
     tree: StageTree
     """The part that is left to train."""
     units: list[Unit]
-    """In the order in which they can be started."""
+    """The units in an order in which they can be started."""
     workers: int
     """Units that run at a time."""
     data: Mapping[str, cache.DataInfo]
     """By digest."""
     config: Config
-    """Of the first job, for settings that all share."""
+    """Configuration of the first job, for settings that all share."""
     throughputs: Mapping[PackKey, Throughput]
-    """By pack key, of those that were measured on this machine."""
+    """The throughputs measured on this machine, by pack key."""
 
     @property
     def sweep_id(self) -> str:
-        """Names the set of runs: the same command, run again, goes on with the same sweep."""
+        """An id of the set of runs: the same command, run again, goes on with the same sweep."""
         return hashlib.sha256("".join(sorted(self.runs)).encode()).hexdigest()[:12]
 
     @property
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Estimated wall time of training what is left; `None` until all its shapes were measured."""
+        """Estimated wall time of the training that is left; `None` until all its pack keys were measured."""
         return estimate.seconds(self.units, self.workers, self.throughputs, self.data, self.config.execution.pack_size)
 
     @cached_property
@@ -93,11 +93,11 @@ class Plan:
         )
 
     def show(self, console: Console) -> None:
-        """Print counts, the tree of what is left, and what training it takes."""
+        """Print the counts, the tree that is left to train, and its estimated cost."""
         drawing.show(self.summary, self.tree, dict(self._names()), console)
 
     def _names(self) -> Iterator[tuple[Trunk, str]]:
-        """Each trunk of what is left, with a name for it."""
+        """Yield each trunk that is left to train, with its name."""
         by_uid = {entry.uid: entry for entry in self.entries}
         for root in self.tree.roots:
             yield root.trunk, next(by_uid[node.uid] for node in root.walk() if node.final).trunk_name
@@ -114,10 +114,10 @@ def plan(jobs: Sequence[Job], *, workers: int, here: bool = True, measure: bool 
         jobs: the points of the grid.
         workers: units that run at a time.
         here: whether all workers are on this machine.
-        measure: find out how fast this machine trains shapes that it never trained, if it has their device.
+        measure: whether unknown throughputs are measured, if this machine has the device.
 
     Raises:
-        InputError: with a line for each problem of any job.
+        InputError: jobs have problems; the message has a line for each.
     """
     _check_common_settings(jobs)
     config = jobs[0].config
@@ -159,7 +159,7 @@ def _note_damage(error: checkpoints.StateError) -> None:
 
 
 def _check_common_settings(jobs: Sequence[Job]) -> None:
-    """See that settings of the sweep as a whole do not vary within it."""
+    """Check that settings of the sweep as a whole do not vary within it."""
     varying: list[str] = []
     for name in ("execution", "tracking", "report", "output_dir", "quiet"):
         values = {getattr(job.config, name) for job in jobs}
@@ -170,7 +170,7 @@ def _check_common_settings(jobs: Sequence[Job]) -> None:
 
 
 def _check_fit(jobs: Sequence[Job], prepared: Mapping[Any, cache.DataInfo], here: bool) -> None:
-    """See that settings fit the data and this machine, as far as that can be known before anything trains."""
+    """Check that settings fit the data and this machine, as far as that is known before training."""
     problems: dict[str, None] = {}  # each said once
     for job in jobs:
         loss, trainer = job.config.loss, job.config.trainer
@@ -193,7 +193,7 @@ def _check_fit(jobs: Sequence[Job], prepared: Mapping[Any, cache.DataInfo], here
 
 
 def _prepare_data(jobs: Sequence[Job], output_dir: Path) -> dict[Any, cache.DataInfo]:
-    """Prepare each distinct data set once, and report the problems of all."""
+    """Prepare each distinct data set once, and report the problems of all together."""
     prepared, problems = {}, []
     for dataset in dict.fromkeys(job.config.dataset for job in jobs):
         try:

@@ -42,28 +42,28 @@ class PlanSummary:
     sweep: str
     """Its id."""
     points: int
-    """Of the grid."""
+    """Number of points of the grid."""
     duplicates: int
-    """Points that are the same run as another."""
+    """Number of points that are the same run as another."""
     finished: int
-    """Runs that are."""
+    """Number of finished runs."""
     epochs_asked: int
-    """Of all runs."""
+    """Epochs of all runs together."""
     epochs_distinct: int
-    """Once prefixes are shared."""
+    """Epochs that are left once prefixes are shared."""
     epochs_to_train: int
-    """Once what is finished is cut off."""
+    """Epochs that are left once finished nodes are cut off."""
     largest_pack: int | None
     """Members; `None` until all pack keys were measured."""
     estimated_seconds: float | None
     """Wall time; `None` until all pack keys were measured."""
     estimated_bytes: int
-    """That the sweep adds to the disk."""
+    """Bytes that the sweep adds to the disk."""
     runs: tuple[RunSummary, ...]
     workers: int
     units: tuple[UnitSummary, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Write it as plain values."""
+        """Write the summary as plain values."""
         units = [{"after": unit.after, "nodes": [vars(node) for node in unit.nodes]} for unit in self.units]
         return vars(self) | {"runs": [vars(run) for run in self.runs], "units": units}

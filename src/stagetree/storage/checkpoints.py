@@ -27,12 +27,12 @@ State = dict[str, "Tensor"]
 
 
 class StateError(InputError):
-    """A state is missing or damaged; training what leads to it makes it anew.
+    """A state is missing or damaged; it is made anew by training up to it again.
 
     Args:
         uid: of the state.
-        what: is wrong with which file.
-        cure: what a person could do about it.
+        what: the file and its problem.
+        cure: advice for the user.
     """
 
     def __init__(self, uid: str, what: str, cure: str):
@@ -41,7 +41,7 @@ class StateError(InputError):
 
 
 OnDamage = Callable[[StateError], Any]
-"""Told of a damaged state, which counts as absent."""
+"""Called with the error of a damaged state, which counts as absent."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Record:
     """All that decided the numbers but the schedule."""
     parent: str | None
     history: tuple[EpochLine, ...]
-    """A line an epoch from the initial weights on."""
+    """One line for each epoch since the initial weights."""
     test: Mapping[str, float] | None
     """Final metrics `test/loss` and `test/acc`; `None` for a state at which no run ends."""
     weights_sha256: str = ""
     """Over names, shapes and bytes of the weights; `save` fills it in."""
     partial: bool = False
-    """Kept only so that a killed run can go on: within a stage, or at the end of one of very many; it goes when
-    what starts from it is trained."""
+    """Whether it is kept only so that a killed run can go on: within a stage, or at the end of one of very many. It is
+    removed once the nodes that start from it are trained."""
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file beside the record; `save` fills it in."""
 
@@ -83,19 +83,19 @@ def weights_digest(weights: "State | Mapping[str, np.ndarray]") -> str:
 
 
 def save(folder: Path, record: Record, weights: State, optimizer: State) -> Record:
-    """Write one state. Final metrics that the same weights have already are kept.
+    """Write one state. Final metrics that are already recorded for the same weights are kept.
 
     Args:
         folder: of the checkpoints.
-        record: what there is to say of the state, but for the digests.
+        record: the description of the state, without digests.
         weights: of the network.
-        optimizer: its state; empty where it keeps nothing.
+        optimizer: its state; empty if it keeps nothing.
 
     Returns:
         The record that was written.
 
     Raises:
-        OSError: nothing of what was there is lost.
+        OSError: a file cannot be written; an earlier state of this uid is not lost.
     """
     from safetensors.torch import save as serialize
 
@@ -116,7 +116,7 @@ def save(folder: Path, record: Record, weights: State, optimizer: State) -> Reco
 
 
 def read_record(folder: Path, uid: str) -> Record | None:
-    """Read what a checkpoint says; `None` if there is none.
+    """Read the record of a checkpoint; `None` if there is none.
 
     Raises:
         StateError: the file is damaged.
@@ -136,13 +136,13 @@ def read_record(folder: Path, uid: str) -> Record | None:
 
 
 def find(folder: Path, uid: str, *, since: float = 0.0, on_damage: OnDamage = lambda _: None) -> Record | None:
-    """Read what a checkpoint says; `None` if there is none that is whole.
+    """Read the record of a checkpoint; `None` if there is no undamaged one.
 
     Args:
         folder: of the checkpoints.
         uid: of the state.
-        since: what was written before counts as absent; a file's time in seconds.
-        on_damage: told of a damaged record, which counts as absent too.
+        since: records written before count as absent; a file's time in seconds.
+        on_damage: called for a damaged record, which counts as absent too.
     """
     try:
         record = read_record(folder, uid)
@@ -188,7 +188,7 @@ def _existing(folder: Path, uid: str) -> Record:
 
 
 def _read_tensors(folder: Path, record: Record, suffix: str, deserialize: Callable[[bytes], dict]) -> dict:
-    """Verify and read one of a state's files; empty if the state has none of this kind."""
+    """Verify and read one of a state's files; return an empty mapping if the state has none of this kind."""
     from safetensors import SafetensorError
 
     uid, path = record.uid, folder / (record.uid + suffix)
@@ -204,7 +204,7 @@ def _read_tensors(folder: Path, record: Record, suffix: str, deserialize: Callab
 
 
 def damage(folder: Path, record: Record) -> StateError | None:
-    """Read a state's files whole, and say which is not what its record vouches for."""
+    """Compare a state's files with the digests in its record; return an error for the first that differs."""
     for name, digest in record.files.items():
         path = folder / name
         try:
@@ -223,7 +223,7 @@ def remove(folder: Path, uid: str) -> None:
 
 
 class _States(Set):
-    """Uids of the states in a folder that pass a test, looked up when asked for."""
+    """The uids of the states in a folder that pass a test, each looked up when it is asked for."""
 
     def __init__(self, folder: Path, passes: Callable[[str], bool]):
         self._folder, self._passes = folder, passes

@@ -1,11 +1,10 @@
 """Append-only logs of events: the news of a sweep, for those who watch it, record it and launch its units.
 
-Checkpoints are the truth of what was trained, and no event is needed to trust one: what MLflow lacks is written from
-them, and what a lost log would have told is looked up there. The logs alone say what is going on now, which units
-began and ended, and why a run failed.
+Checkpoints decide what was trained, and no event is needed to trust one: whatever MLflow or a lost log lacks is taken
+from them. Only the logs tell which nodes train now, which units began and ended, and why a run failed.
 
 Each process appends to a file of its own: lines of a CRC-32 in hex, a space and a JSON object. A last line that a
-killed process left unfinished is passed over; a damaged line in the middle is refused.
+killed process left unfinished is skipped; a damaged line in the middle is an error.
 """
 
 import json
@@ -22,7 +21,7 @@ from stagetree.storage.events import Event, UnitEnded, from_json, to_json
 
 
 class EventLog:
-    """The log of one process, to append to."""
+    """The log of one process, open for appending."""
 
     def __init__(self, folder: Path, name: str):
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ in MLflow, such as `train/loss`, and `seconds`."""
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened."""
+    """Something that happened in a sweep."""
 
     kind: ClassVar[str]
     """Its name in the log."""
@@ -31,7 +31,7 @@ class UnitBegan(Event):
 
 @dataclass(frozen=True)
 class UnitEnded(Event):
-    """A worker has trained all of a unit that could be trained. It is the last event of its log."""
+    """A worker has trained as much of a unit as could be trained; this is the last event of its log."""
 
     kind = "unit_done"
     unit: str
@@ -62,7 +62,7 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True)
 class StateReached(Event):
-    """A node's state is kept, or was found to be there."""
+    """A node's state was saved, or was found on disk."""
 
     kind = "done"
     uid: str
@@ -70,14 +70,14 @@ class StateReached(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """A node failed, and with it all that starts from its state."""
+    """A node failed, and with it all nodes that start from its state."""
 
     kind = "failed"
     uid: str
     reason: str
     traceback: str = ""
     alone: bool = False
-    """Whether its state was reached all the same, so that what starts from it goes on."""
+    """Whether its state was reached all the same, so that the nodes which start from it go on."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Waiting(Event):
 
 @dataclass(frozen=True)
 class StateDamaged(Event):
-    """A state counts as absent."""
+    """A state is damaged and counts as absent."""
 
     kind = "damaged"
     reason: str
@@ -98,7 +98,7 @@ class StateDamaged(Event):
 
 @dataclass(frozen=True)
 class Note(Event):
-    """Something that is worth knowing and no failure."""
+    """A remark that reports no failure."""
 
     kind = "note"
     text: str
@@ -106,7 +106,7 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Trouble(Event):
-    """A worker cannot go on, and no run is to blame: the disk is full, say."""
+    """A worker cannot go on though no run is to blame, for example because the disk is full."""
 
     kind = "trouble"
     reason: str
@@ -123,7 +123,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> Event | None:
-    """Read what `to_json` wrote; `None` for a kind that this version does not know.
+    """Read an event from the values of `to_json`; return `None` for a kind that this version does not know.
 
     Raises:
         TypeError: a value is missing, or there is one too many.

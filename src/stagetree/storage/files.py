@@ -21,11 +21,11 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote.
+    """Read a file of `write_sealed`.
 
     Raises:
-        ValueError: it is damaged.
-        FileNotFoundError: it is not there.
+        ValueError: the file is damaged.
+        FileNotFoundError: the file is missing.
     """
     digest, _, body = path.read_bytes().partition(b"\n")
     body = body.removesuffix(b"\n")
@@ -38,7 +38,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write aside and rename, so that readers see the old file or the new one.
 
     Raises:
-        OSError: with the path, which is as it was.
+        OSError: the file cannot be written; it is as it was before.
     """
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -52,7 +52,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> None:
-    """Delete what killed processes wrote aside and never renamed."""
+    """Delete the files that killed processes wrote aside and never renamed."""
     for path in folder.glob(".*"):
         with contextlib.suppress(FileNotFoundError):  # its writer lives after all, and was quicker
             if time.time() - path.stat().st_mtime < older_than_s:
@@ -64,6 +64,6 @@ def remove_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Compute the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -34,16 +34,16 @@ class Locks:
         return taken
 
     def release(self, name: str) -> None:
-        """Give a name back."""
+        """Unlock a name."""
         self._held.discard(name)
         self._lock(name, fcntl.LOCK_UN)
 
     def holds(self, name: str) -> bool:
-        """Whether this process holds a name."""
+        """Tell whether this process holds a name."""
         return name in self._held
 
     def is_free(self, name: str) -> bool:
-        """Whether no process holds a name, this one included."""
+        """Tell whether no process holds a name, this one included."""
         if name in self._held:
             return False
         # shared, so that two processes that ask at once do not see each other

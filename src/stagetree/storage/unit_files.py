@@ -18,18 +18,18 @@ class UnitSettings:
 
     output_dir: str
     data: Mapping[str, str]
-    """Folder of the prepared arrays for each digest."""
+    """The folder of the prepared arrays for each digest."""
     pack_size: int | str = "auto"
     test_every_epoch: bool = False
     checkpoint_every_s: float = 60.0
     share: bool = True
-    """Whether what another process trains is left to it, and what it has trained is taken over."""
+    """Whether nodes that another process trains are left to it, and its states are used here."""
     workers_per_device: int = 1
-    """Workers that may share an accelerator."""
+    """Number of workers that may share an accelerator."""
     since: float = 0.0
-    """States written before are passed over; a file's time in seconds."""
+    """States written before this are ignored; a file's time in seconds."""
     launcher: str = ""
-    """Host of the launching process; a worker there ends with it. Empty: workers outlive it."""
+    """The host of the launching process, whose workers there end with it; empty: workers outlive it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class UnitFile:
     """Parents first, without their children."""
     settings: UnitSettings
     after: tuple[str, ...] = ()
-    """Units of the same launch that train the states where this one starts."""
+    """The units of the same launch that train the states from which this one starts."""
 
 
 class UnseenError(InputError):
@@ -58,7 +58,7 @@ def write_unit(
 
 
 def read_unit(folder: Path, unit_id: str) -> UnitFile:
-    """Read what `write_unit` wrote.
+    """Read a unit that `write_unit` wrote.
 
     Raises:
         UnseenError: the folder is not on this machine.
@@ -78,16 +78,16 @@ def read_unit(folder: Path, unit_id: str) -> UnitFile:
 
 
 def take_unit(folder: Path, after: Mapping[str, Collection[str]], is_busy: Callable[[str], bool]) -> str | None:
-    """Choose a unit for a worker that is free, for this one alone, on all machines that share the folder.
+    """Choose a unit for a free worker; no other worker on any machine that shares the folder gets the same.
 
     Args:
         folder: of the launch.
-        after: for each unit, those it starts from, in the order in which they are to be started.
-        is_busy: whether a worker that lives trains a unit.
+        after: for each unit, the units it starts from; in the order in which units are to be started.
+        is_busy: tells whether a live worker trains a unit.
 
     Returns:
-        The first that can start, or that waits for what nobody trains; the empty string if it is too early for those
-        that are left; `None` if none is left.
+        The first unit that can start, or that waits for units which nobody trains; the empty string if it is too early
+        for those that are left; `None` if none is left.
     """
     left = [unit_id for unit_id in after if not _mark(folder, unit_id, "taken").exists()]
     ended = {unit_id for unit_id in after if _mark(folder, unit_id, "ended").exists()}
@@ -102,12 +102,12 @@ def take_unit(folder: Path, after: Mapping[str, Collection[str]], is_busy: Calla
 
 
 def output_dir_of(folder: Path) -> Path:
-    """The output folder of a launch's folder, `output_dir/sweeps/<sweep>/<launch>`."""
+    """Find the output folder of a launch's folder, `output_dir/sweeps/<sweep>/<launch>`."""
     return folder.parents[2]
 
 
 def mark_ended(folder: Path, unit_id: str) -> None:
-    """Let units start that wait for this one."""
+    """Mark a unit as ended, so that the units which wait for it can start."""
     _mark(folder, unit_id, "ended").touch()
 
 

@@ -12,19 +12,19 @@ from stagetree.tree.runs import Stage
 LARGEST_LR = 1e38
 NOTATION = "write stages as [[20, 1e-1], [10, 1e-3]]"
 MOST_STAGES, MOST_EPOCHS = 10_000, 1_000_000
-"""Of a schedule: a state is kept at each stage's end, and looked for at each epoch."""
+"""Limits of a schedule, since a state is kept at each stage's end and looked up at each epoch."""
 WRITTEN_OUT = 30
-"""Stages of a schedule that people see whole."""
+"""The most stages that a schedule is shown with in full."""
 
 
 def parse_stages(value: Any) -> tuple[Stage, ...]:
-    """Read a schedule in any notation that people write.
+    """Read a schedule in any notation that people use.
 
-    Text such as `"[(20,1e-1),(10,1e-3)]"`, lists of pairs, lists of `{epochs, lr}`, and what YAML makes of the
-    unquoted text: `["(20", "1e-1)", ...]`.
+    These are text such as `"[(20,1e-1),(10,1e-3)]"`, lists of pairs, lists of `{epochs, lr}`, and the list that YAML
+    makes of the unquoted text, `["(20", "1e-1)", ...]`.
 
     Raises:
-        ValueError: naming the stage, what it got, and how to write it.
+        ValueError: a stage is wrong; the message names it, its value and the notation.
     """
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, str) for part in value):
         value = "[" + ",".join(value) + "]"
@@ -53,9 +53,9 @@ def parse_stages(value: Any) -> tuple[Stage, ...]:
 
 
 def brief(values: Sequence[float]) -> Sequence[float] | str:
-    """The learning rates or the epochs of a schedule as people see them, other ones for other values.
+    """Shorten the learning rates or the epochs of a schedule for people; different lists stay different.
 
-    A long list is `0.1>0.0999>...>1e-05 of 300 a1b2c3d4`: how it begins and ends, how long it is, and its digest.
+    A long list becomes `0.1>0.0999>...>1e-05 of 300 a1b2c3d4`: its beginning, its end, its length and its digest.
     """
     if len(values) <= WRITTEN_OUT:
         return list(values)
@@ -65,7 +65,7 @@ def brief(values: Sequence[float]) -> Sequence[float] | str:
 
 
 def short(value: float) -> str:
-    """A number in as few digits as tell it from all others."""
+    """Write a number in as few digits as tell it from all others."""
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 

@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import Any
 
 FORMAT = 2
-"""Part of every uid: raised when the same configuration would give other numbers."""
+"""A part of every uid, raised when the same configuration would give other numbers."""
 
 Settings = Mapping[str, Any]
 """The settings of one group, such as the optimizer's, as plain values by their names."""
 
 
 def canonical_json(value: Any) -> str:
-    """Text that is equal exactly when the values are: sorted keys, no spaces, shortest floats."""
+    """Write JSON that is equal exactly if the values are: sorted keys, no spaces, shortest floats."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -57,12 +57,12 @@ class _Shared:
 
     @cached_property
     def json(self) -> str:
-        """The canonical JSON, by which uids are made."""
+        """The canonical JSON, from which uids are made."""
         return canonical_json(self.settings)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All of it by name."""
+        """All settings by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __eq__(self, other: object) -> bool:
@@ -84,17 +84,17 @@ class PackKey(_Shared):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trunk(_Shared):
-    """All that decides the numbers of a run but its schedule."""
+    """All settings that decide the numbers of a run, except its schedule."""
 
     optimizer: Settings
     seed: int
 
     @classmethod
     def from_json(cls, text: str) -> "Trunk":
-        """Read what `json` gives.
+        """Read a trunk from its canonical JSON.
 
         Raises:
-            ValueError: it is no trunk.
+            ValueError: the text is not a trunk.
         """
         try:
             values = json.loads(text)
@@ -115,7 +115,7 @@ def prefix_uid(trunk: str, stages: Stages) -> str:
 
     Args:
         trunk: its canonical JSON.
-        stages: all that are trained; the last may be part of a longer one.
+        stages: all stages trained so far; the last may be part of a longer one.
 
     Returns:
         64 hex digits, the same on every machine.
@@ -126,10 +126,10 @@ def prefix_uid(trunk: str, stages: Stages) -> str:
 
 
 class Prefixes:
-    """The prefixes of one run's schedule, identified.
+    """The uids of all prefixes of one run's schedule.
 
-    Each uid is found by hashing what its prefix has more than the one before: all prefixes of 10,000 stages take 0.1 s
-    so, and a minute by `prefix_uid`.
+    Each is found by hashing only the stage that its prefix adds to the one before: all prefixes of 10,000 stages take
+    0.1 s, and a minute by `prefix_uid`.
 
     Args:
         trunk: of the run.
@@ -164,7 +164,7 @@ class Run:
 
     @cached_property
     def uid(self) -> str:
-        """Of the state that it ends in."""
+        """The uid of its final state."""
         return prefix_uid(self.trunk.json, self.stages)
 
     @cached_property

@@ -14,9 +14,9 @@ from typing import Any
 from stagetree.tree.runs import PackKey, Prefixes, Run, Stage, Stages, Trunk
 
 LONGEST_CHAIN = 8
-"""Stages one after the other that people see as a line each; more are one line."""
+"""The most stages in a row that people see as a line each; longer chains are one line."""
 KEPT = 100
-"""Stages of which each end is kept; after that each hundredth, since a state holds its whole history."""
+"""The number of first stages whose ends are all kept; after them each hundredth is, as a state holds its history."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class Node:
     """One stage, or the rest of one, trained once; equal trunks and equal prefixes are one node."""
 
     uid: str
-    """Of the state it leads to."""
+    """Uid of the state it leads to."""
     parent: str | None
     """Uid of the state it starts from; `None`: initial weights."""
     prefixes: Prefixes = field(compare=False, repr=False)
-    """Of a run that passes here; shared between nodes, since each would have a long schedule of its own."""
+    """The prefixes of a run that passes here; nodes share them, since a schedule may be long."""
     depth: int
-    """Stages that are trained once this node is, the last in whole or in part."""
+    """Number of stages trained once this node is, the last in whole or in part."""
     end: int
-    """Epochs of that last stage that are trained then."""
+    """Number of epochs of that last stage trained then."""
     last_epoch: int
-    """Of those trained here, counted from 1 over the whole schedule."""
+    """The last epoch trained here, counted from 1 over the whole schedule."""
     epochs: int
     """Trained here; 0: only the final metrics are missing."""
     final: bool
     """Whether a run ends here, so that it is evaluated on the test set."""
     kept: bool = field(default=True, compare=False)
-    """Whether its state stays once what starts from it is trained."""
+    """Whether its state stays once the nodes that start from it are trained."""
     children: tuple["Node", ...] = ()
 
     @property
@@ -53,7 +53,7 @@ class Node:
 
     @property
     def stages(self) -> Stages:
-        """All that is trained once this node is; the last may be part of a longer stage."""
+        """All stages trained once this node is; the last may be part of a longer stage."""
         return (*self.prefixes.stages[: self.depth - 1], Stage(self.end, self.lr))
 
     @property
@@ -62,7 +62,7 @@ class Node:
 
     @property
     def first_epoch(self) -> int:
-        """Counted from 0 over the whole schedule."""
+        """The first epoch trained here, counted from 0 over the whole schedule."""
         return self.last_epoch - self.epochs
 
     @property
@@ -70,11 +70,11 @@ class Node:
         return self.epochs == self.end
 
     def uid_before(self, epochs: int) -> str:
-        """Identify the state of its last stage that is so many epochs before its own."""
+        """Identify the state of its last stage that lies so many epochs before its own."""
         return self.prefixes.uid(self.depth, self.end - epochs)
 
     def chain(self) -> list["Node"]:
-        """This node and those below it up to the first at which the tree forks or a run ends."""
+        """List this node and those below it, up to the first at which the tree forks or a run ends."""
         nodes: list[Node] = [self]
         while len(nodes[-1].children) == 1 and not nodes[-1].final:
             nodes.append(nodes[-1].children[0])
@@ -104,7 +104,7 @@ def nodes_to_json(nodes: Iterable[Node]) -> dict[str, Any]:
 
 
 def nodes_from_json(values: Mapping[str, Any]) -> list[Node]:
-    """Read what `nodes_to_json` wrote."""
+    """Read the nodes that `nodes_to_json` wrote."""
     runs = [
         Prefixes(Trunk.from_json(trunk), tuple(Stage(epochs, lr) for epochs, lr in pairs))
         for pairs, trunk in values["runs"]
@@ -151,7 +151,7 @@ class StageTree:
         return cls(tuple(root for group in groups for root in _grow(group, thin=share)))
 
     def remaining(self, finished: Finished) -> "StageTree":
-        """Cut off what is finished: what is left starts from the last states that exist."""
+        """Cut off all that is finished: the nodes left start from the last states that exist."""
         left: dict[int, list[Node]] = {}
         for node in reversed(list(self.walk())):  # children before their parents
             below = [one for child in node.children for one in left.pop(id(child))]
@@ -165,7 +165,7 @@ def _order(run: Run) -> tuple[str, str, Stages]:
 
 # No function here calls itself: each stage would be a call, and schedules have thousands.
 _Growing = tuple[Sequence[Run], int, int, int]
-"""Runs that are alike up to here, stages and epochs of the next stage that are done, and the place of the node above;
+"""Runs with a common prefix, its stages, the epochs of the next stage that are done, and the place of the node above;
 -1: none."""
 
 
@@ -174,7 +174,7 @@ def _grow(runs: Sequence[Run], *, thin: bool) -> list[Node]:
 
     Args:
         runs: of one trunk.
-        thin: whether states go that nothing else starts from; the runs of another root may, where nothing is shared.
+        thin: whether states are dropped from which nothing else starts. Without sharing, runs of another root may.
     """
     made: list[Node] = []
     above: list[int] = []
@@ -208,7 +208,7 @@ def _grow(runs: Sequence[Run], *, thin: bool) -> list[Node]:
 
 
 def _forks(runs: Sequence[Run], depth: int, place: int) -> list[_Growing]:
-    """Divide runs by the learning rate of their next stage; those without one end here."""
+    """Divide runs by the learning rate of their next stage; runs without one end here."""
     onward = sorted((run for run in runs if len(run.stages) > depth), key=lambda run: run.stages[depth].lr)
     by_lr = groupby(onward, key=lambda run: run.stages[depth].lr)
     return [(list(same_lr), depth, 0, place) for _, same_lr in by_lr]
@@ -227,7 +227,7 @@ def _remaining(node: Node, below: list[Node], finished: Finished) -> list[Node]:
 
 
 def _left(node: Node, epochs: int, parent: str | None, finished: Finished) -> tuple[int, str | None]:
-    """Epochs of a stage that are left to train, of the last `epochs`, and the state from which to."""
+    """Count the epochs left to train of the last `epochs` of a stage, and find the state from which they start."""
     for left in range(epochs):
         uid = node.uid_before(left)
         if uid in finished.states:
@@ -236,10 +236,10 @@ def _left(node: Node, epochs: int, parent: str | None, finished: Finished) -> tu
 
 
 def path_to(node: Node, finished: Finished) -> list[Node]:
-    """List what must be trained to reach a node's state, parents first, each without its children.
+    """List the nodes that must be trained to reach a node's state, parents first, each without its children.
 
-    That is the node itself if the state it starts from is there, nothing if it is done, less of it if a later state is
-    there, and the nodes before it where states are gone.
+    The list is the node itself if the state it starts from exists, a part of it if a later state exists, nothing if it
+    is done, and also the nodes before it where states are missing.
     """
     path: list[Node] = []
     final, last = node.final, node.last_epoch

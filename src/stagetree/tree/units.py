@@ -11,8 +11,8 @@ Unit = tuple[Node, ...]
 """Whole subtrees, trained by one worker."""
 
 MOST_PIECES, PIECE_S = 4, 30.0
-"""Units of a worker, one after the other, so that one that has more to do than was estimated leaves some to others;
-each fills packs, and is that long, since a worker may have to be started for it."""
+"""The most units for each worker, so that others can take some if one needs longer than estimated; and the seconds
+that each is worth at least, since a worker may have to be started for it."""
 
 
 def cut_units(
@@ -20,18 +20,18 @@ def cut_units(
 ) -> list[Unit]:
     """Divide the tree between workers, equal pack keys together, so that packs stay large.
 
-    A subtree that is more than one worker's share, or a large part of it with enough leaves to fill several packs, is
-    cut at its first fork. What is below goes to units of its own, which can start once that trunk is trained, whatever
-    other units still do (`predecessors`).
+    A subtree is cut at its first fork if it is more than one worker's share, or a large part of a share with enough
+    leaves to fill several packs. The subtrees below the fork go to units of their own, which can start as soon as the
+    chain above is trained (`predecessors`).
 
     Args:
-        tree: what is to be trained.
+        tree: to be trained.
         workers: units that run at a time, at least 1.
         epoch_cost: work of an epoch for each pack key, in any unit.
         packs: members that train well together, by pack key, if that is known; `epoch_cost` is in seconds then.
 
     Returns:
-        Units in an order in which they can be started: what others wait for comes first, the longest way to go ahead.
+        Units in an order in which they can be started: units that others wait for come first, the longest ahead.
     """
 
     def weigh(root: Node) -> tuple[float, int]:
@@ -68,7 +68,7 @@ def cut_units(
 
 
 def predecessors(units: Sequence[Unit]) -> list[set[int]]:
-    """For each unit, the positions of those that train the states it starts from."""
+    """Find for each unit the positions of the units that train the states it starts from."""
     home = {node.uid: place for place, unit in enumerate(units) for root in unit for node in root.walk()}
     return [{home[root.parent] for root in unit if root.parent in home} - {place} for place, unit in enumerate(units)]
 
@@ -115,8 +115,8 @@ def _balance(roots: Sequence[tuple[Node, float, int]], parts: int) -> list[Unit]
 def packs(unit: Sequence[Node], largest: Callable[[Node, int], int]) -> Iterator[list[Node]]:
     """Yield the packs in which a worker trains a unit, one after the other.
 
-    Each is of the largest group of nodes that can start and have pack key and length in common. A group is divided into
-    as few packs as possible, of about equal size.
+    Each pack comes from the largest group of nodes that can start and have the same pack key and length. A group is
+    divided into as few packs as possible, of about equal size.
 
     Args:
         unit: roots whose starting states exist.
