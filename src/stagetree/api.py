@@ -1,10 +1,10 @@
-"""The commands as functions, for programs and notebooks: the same overrides, DataFrames as results.
+"""Provide the commands as functions for programs and notebooks, with the same overrides and DataFrames as results.
 
     from stagetree import leaderboard, plan, sweep
 
     frame = sweep("dataset=mnist", "model=mlp,mlp_300", "schedule.stages=[(5,1e-1)],[(5,1e-2)]", "seed=1,2")
 
-Each call composes its own configuration: Hydra's global state stays as it is, and nothing is kept between calls.
+Each call composes its own configuration, leaves Hydra's global state unchanged and keeps nothing for later calls.
 """
 
 import logging
@@ -40,16 +40,16 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
     """Train a grid as `stagetree sweep` does, and rank its runs.
 
     Args:
-        overrides: as on the command line, `seed=1,2` for several values; `quiet=true` prints nothing.
-        config_dir: a folder of further groups, as `--config-dir`.
+        overrides: overrides as on the command line, such as `seed=1,2` for several values; `quiet=true` prints nothing.
+        config_dir: a folder of further groups, as for `--config-dir`.
 
     Returns:
-        The leaderboard: a row a run, best first, failed ones last with their reason.
+        The leaderboard: one row for each run, the best first, failed ones last with their reason.
 
     Raises:
-        InputError: with a line for each error, before anything trains.
+        InputError: the configurations have errors, listed before anything trains.
         RuntimeError: runs are trained and kept, but could not be recorded.
-        KeyboardInterrupt: states are kept; the same call goes on.
+        KeyboardInterrupt: the sweep was interrupted; states are kept, and the same call continues.
     """
     with composed(overrides, config_dir) as (context, config, jobs):
         engine = choose_engine(context, config, jobs[0])
@@ -65,14 +65,14 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
 
 
 def plan(*overrides: str, config_dir: str | Path | None = None) -> "DataFrame":
-    """Say what `sweep` would train with these overrides, and train nothing.
+    """Return the plan of what `sweep` would train with these overrides, and train nothing.
 
     Returns:
-        A row a run: `uid`, `name`, `stages`, and whether it is `finished`. The frame's `attrs` have the rest of what
-        `stagetree plan --json` prints.
+        One row for each run, with `uid`, `name`, `stages` and whether it is `finished`. The frame's `attrs` have the
+        rest of the output of `stagetree plan --json`.
 
     Raises:
-        InputError: with a line for each error.
+        InputError: the configurations have errors; the message has a line for each.
     """
     from pandas import DataFrame
 
@@ -88,12 +88,12 @@ def leaderboard(*overrides: str, config_dir: str | Path | None = None) -> "DataF
     """Rank the runs of the experiment as `stagetree report` does, and write nothing.
 
     Args:
-        overrides: such as `report.metric=test_loss`, `report.group_by=seed`, `output_dir=...`; `dataset=mnist` and
-            other settings of runs leave those that have them.
-        config_dir: as for `sweep`.
+        overrides: settings such as `report.metric=test_loss`, `report.group_by=seed` or `output_dir=...`;
+            `dataset=mnist` and other settings of runs select the runs that have them.
+        config_dir: a folder of further groups, as for `--config-dir`.
 
     Raises:
-        InputError: nothing was recorded, or there is no such metric.
+        InputError: no runs were recorded, or there is no such metric.
     """
     with composed(overrides, config_dir) as (_, _, jobs):
         return runner.rank_all(_only(jobs).config, _only(jobs).overrides)[0]
@@ -109,7 +109,7 @@ def _only(jobs: list[Job]) -> Job:
 def composed(
     overrides: Sequence[str], config_dir: str | Path | None
 ) -> Iterator[tuple[HydraContext, DictConfig, list[Job]]]:
-    """Compose the grid; what Hydra's launchers do to the root logger is undone at the end."""
+    """Compose the grid; at the end, undo the changes of Hydra's launchers to the root logger."""
     search_path = create_config_search_path(str(main.conf_dir()))
     if config_dir is not None:
         path = Path(config_dir).resolve()

@@ -18,12 +18,12 @@ class Stopped(BaseException):
 
 
 def printable(text: str) -> str:
-    """Write control characters as escapes, so that a file's name cannot give orders to a terminal."""
+    """Write control characters as escapes, so that a file's name cannot control a terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def choices(got: str, known: list[str]) -> str:
-    """End a sentence about a wrong name: what there is, and the nearest."""
+    """Write the end of a sentence about a wrong name: the names there are, and the nearest."""
     near = difflib.get_close_matches(got, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f", expected one of {', '.join(sorted(known))}{hint}"
@@ -38,7 +38,7 @@ def mendable(error: Exception) -> str | None:
 
 
 def _raised_by(error: Exception) -> str:
-    """The package whose code raised an error."""
+    """Return the package whose code raised an error."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -53,7 +53,7 @@ def composition_error(error: Exception) -> str | None:
 
     if isinstance(error, YAMLError):
         return redact(" ".join(str(error).split()))
-    if isinstance(error, ValueError) and _raised_by(error) == "omegaconf":  # it takes `lr` for a place in a list
+    if isinstance(error, ValueError) and _raised_by(error) == "omegaconf":  # it reads `lr` as a place in a list
         return redact(
             f"an override does not fit what it changes, {error} (stages written as pairs have schedule.stages.0.0 for "
             "epochs and schedule.stages.0.1 for lr, stages written as {epochs, lr} have schedule.stages.0.lr)"

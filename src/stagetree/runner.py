@@ -1,6 +1,6 @@
 """Run one command's runs, from the plan to the leaderboard.
 
-Nothing is trained before all configurations are checked, all data is prepared and the plan is written down.
+Nothing is trained before all configurations are checked, all data is prepared and the plan is written.
 """
 
 import json
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NOTED = 20
-"""Lines of the leaderboard in the sweep's description in MLflow."""
+"""The number of leaderboard lines in the sweep's description in MLflow."""
 NOTED_CHARACTERS = 1500
-"""Of the command there, so that the lines have their place; the whole is a tag."""
+"""The most characters of the command there, which leave room for these lines; a tag has the whole command."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,28 @@ class Outcome:
     """The end of a sweep."""
 
     exit_code: int
-    """0: all runs finished; 3: some failed, or could not be recorded."""
+    """0 if all runs finished; 3 if some failed, or could not be recorded."""
     objective: float
     """The best validation accuracy, or test accuracy where there is no validation set; NaN if no run finished."""
     text: str
     """The last lines to print."""
     leaderboard: "DataFrame | None" = None
-    """Of this sweep's runs; `None` if they could not be recorded."""
+    """The leaderboard of this sweep's runs; `None` if they could not be recorded."""
 
 
 def run(
     jobs: Sequence[Job], *, engine: Engine, command: Sequence[str], progress: Callable[[Plan], Listener]
 ) -> Outcome:
-    """Train what is not finished, track it, and rank the runs.
+    """Train the runs that are not finished, track them, and rank all.
 
     Args:
         jobs: the points of the grid.
-        engine: runs the units.
-        command: as typed, for the record, where its secrets are hidden.
-        progress: makes what shows the progress of a plan.
+        engine: the engine that runs the units.
+        command: the command as typed; it is recorded with its secrets hidden.
+        progress: makes the display of a plan's progress.
 
     Raises:
-        Interrupted: by a signal, once all workers have ended.
+        Interrupted: a signal came; all workers have ended.
         OSError: the output folder cannot be written.
     """
     command = redact_words(command)
@@ -103,11 +103,11 @@ def run(
 
 
 def _new_launch(planned: Plan, output_dir: Path) -> Path:
-    """Make the folder of a launch and write down which runs it is to record.
+    """Make the folder of a launch, and write the list of the runs that it is to record.
 
-    Each launch of a sweep keeps its own units and logs; what it reached before is in the checkpoints.
+    Each launch of a sweep has its own units and logs; earlier progress is in the checkpoints.
     """
-    # To the microsecond: a notebook launches the same sweep twice within a second.
+    # The name has microseconds, since a notebook may launch the same sweep twice within a second.
     name = f"{datetime.now():%Y%m%dT%H%M%S.%f}-{socket.gethostname()}-{os.getpid()}"
     folder = output_dir / "sweeps" / planned.sweep_id / name
     folder.mkdir(parents=True)
@@ -143,7 +143,7 @@ def _outcome(
 
 
 def _conclude(planned: Plan, sweep: SweepRecord) -> "tuple[DataFrame, list[str]]":
-    """Rank the runs, write the files, publish and print; return the leaderboard, and lines on where to look further."""
+    """Rank the runs, write the files, publish and print; return the leaderboard, and hints on where to look next."""
     from stagetree.report import ranking, table
 
     config = planned.config
@@ -191,7 +191,7 @@ def _publish(
         publisher.choose_columns(*columns)
         for run_id, uid in zip(best["run_id"], best["uid"], strict=True):
             publisher.add_model(run_id, uid)
-    except Exception as error:  # of many kinds: MLflow's, the database's, the network's
+    except Exception as error:  # of MLflow, the database or the network
         print(f"note: MLflow did not take the sweep's description or model: {in_a_line(error)}", file=sys.stderr)
 
 
@@ -207,7 +207,7 @@ def leaderboard(config: Config, overrides: Sequence[str]) -> None:
 
 
 def rank_all(config: Config, overrides: Sequence[str]) -> "tuple[DataFrame, DataFrame]":
-    """Rank the runs of the experiment that the overrides select: the leaderboard, and what it was made from."""
+    """Rank the runs of the experiment that the overrides select; return the leaderboard and these runs."""
     from stagetree.report import ranking, selection
 
     frame = selection.select(TrackingStore.of(config).load(), config, overrides)

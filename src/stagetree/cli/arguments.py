@@ -27,27 +27,27 @@ usage: stagetree COMMAND [group=option] [key=value] [Hydra's flags]
 """
 HELP_FLAGS = {"-h", "--help"}
 SHOWING_FLAGS = {"-c", "--cfg", "-i", "--info", "--hydra-help", *HELP_FLAGS}
-"""Hydra's, with which nothing runs, so that -m is not understood."""
+"""Hydra's flags with which nothing runs, so that Hydra does not accept -m beside them."""
 MULTIRUN_FLAGS = {"-m", "--multirun"}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the program."""
+    """One parsed call of the program."""
 
     command: str
-    """By its name."""
+    """The name of the command."""
     arguments: Mapping[str, Any]
-    """Of the command's function; those that were not typed are missing."""
+    """The arguments of the command's function; those that were not typed are missing."""
     words: list[str]
     """Hydra's own command line."""
 
 
 def answer_at_once(words: Sequence[str]) -> bool:
-    """Print what needs no import: help, the version, and the words that complete a command or its options.
+    """Print answers that need no import: help, the version, and completions of a command or its options.
 
     Returns:
-        Whether that was all that was asked for.
+        Whether the call is answered.
     """
     if not words or words in (["-h"], ["--help"]):
         lines = [f"  {name:8} {command.help}" for name, command in COMMANDS.items()]
@@ -57,7 +57,7 @@ def answer_at_once(words: Sequence[str]) -> bool:
 
         print(f"stagetree {__version__}")
     elif asks_completion(words):
-        _, *line = (os.environ["COMP_LINE"] + "|").split()  # the mark shows a space before the cursor
+        _, *line = (os.environ["COMP_LINE"] + "|").split()  # the bar reveals a space before the cursor
         *before, word = [part.removesuffix("|") for part in line] or [""]
         if before and not word.startswith("-"):
             return False
@@ -73,15 +73,15 @@ def answer_at_once(words: Sequence[str]) -> bool:
 
 
 def asks_completion(words: Sequence[str]) -> bool:
-    """Whether a shell wants to know how the line goes on."""
+    """Return whether a shell asks for completions of the line."""
     return "COMP_LINE" in os.environ and any(word.startswith("query=") for word in words)
 
 
 def parse(words: Sequence[str]) -> Call:
-    """Take apart what was typed after the program's name; a call without a command trains.
+    """Parse the words after the program's name; a call without a command trains.
 
     Raises:
-        InputError: there is no such command, or it does not take what was typed.
+        InputError: there is no such command, or it does not take these words.
     """
     first = words[0]
     if first not in COMMANDS and (first.startswith(("-", "~")) or "=" in first):
@@ -109,7 +109,7 @@ def parse(words: Sequence[str]) -> Call:
 
 
 def _take_options(command: Command, words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
-    """Split off the command's options: what each stands for, with its value, and the other words."""
+    """Split off the command's options; return the target and value of each, and the other words."""
     import argparse
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -131,7 +131,7 @@ def _take_options(command: Command, words: Sequence[str]) -> tuple[list[tuple[st
 
 
 def _take_names(command: Command, words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
-    """Split off the command's plain words; a file is one even if its name looks like an override."""
+    """Split off the command's plain words; the name of a file is one even if it looks like an override."""
     if not command.words:
         return [], list(words)
     names = list(takewhile(lambda word: not word.startswith("-") and (Path(word).is_file() or "=" not in word), words))
@@ -144,7 +144,7 @@ def _take_names(command: Command, words: Sequence[str]) -> tuple[list[tuple[str,
 
 
 def _split_overrides(command: Command, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell overrides from flags, which come first, since Hydra 1.3 refuses overrides on both sides of a flag."""
+    """Separate overrides from flags, which go first, since Hydra 1.3 refuses overrides on both sides of a flag."""
     overrides = [hydra_override(word) for word in words if _is_override(word)]
     flags = [word for word in words if not _is_override(word)]
     kinds = {flag.split("=")[0] for flag in flags}
@@ -163,7 +163,7 @@ def _is_override(word: str) -> bool:
 
 
 def _text(value: str) -> str:
-    """Write text for Hydra's grammar, where 5458, 1e5, null and the like would be no text without quotes."""
+    """Quote text for Hydra's grammar, where 5458, 1e5 or null would not be text without quotes."""
     plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value.lower() not in _NO_TEXT
     if plain:
         return value
@@ -175,7 +175,7 @@ _NO_TEXT = {"true", "false", "null", "nan", "inf"}
 
 
 def hydra_line(line: str) -> str:
-    """The line to complete as Hydra's completion can read it: without our command and all but plain overrides."""
+    """Rewrite the line to complete for Hydra's completion, without our command and with plain overrides alone."""
     _, *words = line.split()
     word = "" if line.endswith(" ") else words.pop()
     plain = [part for part in words if re.fullmatch(r"[\w./@+~-]+=[\w./,+-]*", part)]

@@ -10,14 +10,13 @@ class Option:
     """An option of a command."""
 
     name: str
-    """As typed, such as `--group-by`."""
+    """The word to type, such as `--group-by`."""
     target: str
-    """What it stands for: an override; the beginning of one, which its value completes; or an argument of the command's
-    function."""
+    """Its meaning: an override; the beginning of one, which its value completes; or an argument of the function."""
     example: str = ""
-    """Of its value, for the help; empty: it takes none."""
+    """An example of its value for the help; empty if it takes none."""
     read: Callable[[str], Any] = str
-    """Makes the value of what was typed; raises `ValueError` with what was expected."""
+    """Converts the typed text to the value; raises `ValueError` with the expected kind."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,10 @@ class Command:
     about: str
     """Its line in the help."""
     function: str
-    """Within this folder, `module:name`; it is called with the checked `Job` and the command's arguments."""
+    """The function to call with the checked `Job` and the command's arguments, as `module:name` within this folder."""
     options: tuple[Option, ...] = ()
     usage: str = ""
-    """The plain words that may come first, for the help; with ... at the end, the last takes all that follow."""
+    """The plain words that may come first, for the help; if it ends with ..., the last takes all that follow."""
     words: tuple[str, ...] = ()
     """Their targets, as those of options."""
     takes_grid: bool = False
@@ -40,7 +39,7 @@ class Command:
 
     @property
     def help(self) -> str:
-        """All of this in one line."""
+        """The line of the command in the help."""
         options = " ".join(f"{option.name} {option.example}".rstrip() for option in self.options)
         return (f"{self.usage}: " if self.usage else "") + self.about + (f" ({options})" if options else "")
 

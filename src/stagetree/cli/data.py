@@ -12,10 +12,10 @@ from stagetree.storage.files import write_atomic
 
 
 def describe_data(job: Job) -> None:
-    """Print what a data set holds, and write a grid of its first training images with their labels.
+    """Describe a data set, and write a grid of its first training images with their labels.
 
     Raises:
-        InputError: it cannot be prepared.
+        InputError: the data cannot be prepared.
     """
     config, console = job.config, Console()
     info = cache.prepare(config.dataset, Path(config.output_dir))
@@ -32,7 +32,7 @@ def describe_data(job: Job) -> None:
     for name, train, test in zip(info.classes, *counts, strict=True):
         table.add_row(name, f"{train:,}", f"{test:,}")
     console.print(table, markup=False)
-    # as kept: the settings may ask for silence
+    # the notes of the cache, since the settings may ask for silence
     for note in arrays.info.notes or ("no test image stands in the training set",):
         console.print(note, markup=False, highlight=False)
     path = Path(config.output_dir) / "data" / f"{info.name}.png"

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-"""Hydra's environment variable: 1 for tracebacks."""
+"""Hydra's environment variable; 1 shows tracebacks."""
 
 
 def main() -> None:
     """Run the command in `sys.argv`.
 
-    Exits with 0, 1 for an error in what was typed or configured, 3 when runs failed, 128 and the signal's number when
-    interrupted.
+    Exits with 0; 1 for an error in the command or the configuration; 3 when runs failed; 128 plus the signal's number
+    when interrupted.
     """
     if answer_at_once(sys.argv[1:]):
         return
@@ -38,10 +38,10 @@ def main() -> None:
         print("stagetree: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 130))
     except BrokenPipeError:  # `stagetree report | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
         sys.exit(128 + signal.SIGPIPE)
     except SystemExit as error:
-        sys.exit(1 if error.code == 2 else error.code)  # argparse says 2 for errors of usage
+        sys.exit(1 if error.code == 2 else error.code)  # argparse exits with 2 for usage errors
 
 
 def _run(words: Sequence[str], *, full_error: bool) -> None:
@@ -56,7 +56,7 @@ def _run(words: Sequence[str], *, full_error: bool) -> None:
     if HELP_FLAGS & set(call.words):
         print(f"stagetree {call.command}  {COMMANDS[call.command].help}", end="\n\n")
     sys.argv = [sys.argv[0], *call.words]
-    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}  # 1.4 warns when it is given
+    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}  # Hydra 1.4 warns about it
     task = Task(COMMANDS[call.command].function, call.arguments, full_error)
     hydra.main(**base, config_path=str(conf_dir()), config_name="config")(task)()
 
@@ -66,13 +66,13 @@ class Task:
     """A command as Hydra's task function; the sweeper knows this program's own tasks by it."""
 
     function: str
-    """Within this folder, `module:name`."""
+    """The function of the command, as `module:name` within this folder."""
     arguments: Mapping[str, Any]
     full_error: bool
-    """Whether exceptions pass."""
+    """Whether to let exceptions pass."""
 
     def __call__(self, cfg: "DictConfig") -> Any:
-        """Run the command on a composed configuration; end with a sentence if a user can mend what is wrong."""
+        """Run the command on a composed configuration; exit with a sentence if a user can correct the error."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
@@ -90,7 +90,7 @@ class Task:
             said = mendable(error)
             if said is None or self.full_error or settings.mode == RunMode.MULTIRUN:
                 raise
-            sys.exit(said)  # of an exception, Hydra would first say in which job it was
+            sys.exit(said)  # for an exception, Hydra would first print its job
 
 
 def conf_dir() -> Path:
@@ -100,15 +100,15 @@ def conf_dir() -> Path:
 
 
 class FailedRunError(Exception):
-    """A job of another sweeper did not come to its end."""
+    """A run failed in a job of another sweeper."""
 
 
 @contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Turn what a user can mend into a line on stderr and exit status 1; HYDRA_FULL_ERROR=1 keeps the traceback.
+    """Turn errors that a user can correct into a line on stderr and exit status 1, unless HYDRA_FULL_ERROR=1.
 
-    Hydra itself would print a traceback of whatever is no exception of its own, a slip in a YAML file included. With
-    that variable set it raises instead.
+    Hydra itself would print a traceback for any exception but its own, even for an error in a YAML file. With that
+    variable set, it raises instead.
     """
     given = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"

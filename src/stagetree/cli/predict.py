@@ -20,19 +20,19 @@ from stagetree.tracking import store
 from stagetree.tracking.networks import load_network
 
 LIKELY = 3
-"""Classes named for an image."""
+"""The number of classes to print for an image."""
 
 
 def predict(job: Job, run: str = "best", images: Sequence[str] = ()) -> None:
-    """Print the most probable classes of each image, by a finished run, which stderr names.
+    """Print the most probable classes of each image by a finished run; name the run on stderr.
 
     Args:
-        job: its overrides select the runs that are looked at.
+        job: its overrides select the runs to search.
         run: `best`, a run's name, or the beginning of its id (at least 4 characters).
-        images: paths of image files.
+        images: the paths of image files.
 
     Raises:
-        InputError: no such run, it is not finished, or an image cannot be read.
+        InputError: there is no such run, it is not finished, or an image cannot be read.
     """
     if not images:
         raise InputError("predict: no image was given (stagetree predict RUN image.png ...)")
@@ -46,7 +46,7 @@ def predict(job: Job, run: str = "best", images: Sequence[str] = ()) -> None:
 
 
 def _choose(job: Job, name: str, command: str) -> Series:
-    """Find the run that a command names, among those that its overrides select."""
+    """Find the run with this name among those that the command's overrides select."""
     frame = store.load(job.config.store_uri, job.config.tracking.experiment)
     return find_run(selection.select(frame, job.config, job.overrides), name, job.config.report.metric, command)
 
@@ -60,13 +60,14 @@ def find_run(frame: DataFrame, name: str, metric: str | None = None, command: st
     """Find a finished run by `best`, by its name, or by at least 4 characters that its id begins with.
 
     Args:
-        frame: from `store.load`.
-        name: of the run.
-        metric: for `best`, as for `ranking.rank`.
-        command: that asks.
+        frame: the runs, from `store.load`.
+        name: `best`, the name of the run, or the beginning of its id.
+        metric: the metric that decides which run is best, as for `ranking.rank`.
+        command: the command's name, for messages.
 
     Raises:
-        InputError: none or several fit, it is not finished, or the best is of several groups that cannot be compared.
+        InputError: none or several match, the run is not finished, or there is a best run in each of several groups
+            that cannot be compared.
     """
     if name == "best" and not (frame["status"] == "finished").any():
         raise InputError(f"{command}: no run is finished, so none is best (train one: stagetree train)")
@@ -115,21 +116,21 @@ def _read(path: Path, info: DataInfo) -> np.ndarray:
     channels, height, width = info.image_shape
     if info.scale == 1.0 or channels not in (1, 3):
         raise InputError(f"predict: it was trained on arrays of {info.image_shape} that no image file holds")
-    # a row of features is no image: nothing says how a larger one would be cut into it
+    # a row of features is not an image, so there is no way to resize an image to it
     size = {"height": height, "width": width, "resize": height > 1}
     return read_image(path, grayscale=channels == 1, **size).reshape(-1)
 
 
 def export_run(job: Job, run: str = "best", folder: str = "model") -> None:
-    """Write a finished run as plain files, and print what they are.
+    """Export a finished run as plain files, and print their names.
 
     Args:
-        job: its overrides select the runs that are looked at.
+        job: its overrides select the runs to search.
         run: as for `predict`.
-        folder: that is made; it must not hold anything yet.
+        folder: the folder to make; it must be missing or empty.
 
     Raises:
-        InputError: no such run, it is not finished, its files are gone, or the folder holds something.
+        InputError: there is no such run, it is not finished, its files are gone, or the folder is not empty.
     """
     chosen, path = _choose(job, run, "export"), Path(folder)
     known = chosen[chosen.notna()].drop(["status"])

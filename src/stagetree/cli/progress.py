@@ -31,12 +31,12 @@ LEADERS = 3
 
 
 class ProgressDisplay:
-    """Counts epochs and runs, and knows which runs lead; use as a context manager.
+    """Counts epochs and runs, and shows the leading runs; use as a context manager.
 
     Args:
-        epochs: to train.
-        names: of the runs to train, by the uid of their final state.
-        quiet: tell of nothing but failures and trouble.
+        epochs: the number of epochs to train.
+        names: the names of the runs to train, by the uid of their final state.
+        quiet: print nothing but failures and warnings.
     """
 
     def __init__(self, *, epochs: int, names: Mapping[str, str], quiet: bool = False):
@@ -53,19 +53,19 @@ class ProgressDisplay:
         )
         self._task = self._bar.add_task("", total=epochs)
         shown = self.console.is_terminal and not quiet
-        # drawn by `refresh` alone: a thread of its own would read what `on_event` changes
+        # `refresh` alone draws it: a thread would read values while `on_event` changes them
         live = Live(get_renderable=self._render, console=self.console, transient=True, auto_refresh=False)
         self._live = live if shown else None
 
     @classmethod
     def of_plan(cls, plan: "Plan") -> "ProgressDisplay":
-        """Show the training of what a plan leaves to do."""
+        """Make the display for the training that a plan leaves to do."""
         waiting = {node.uid for node in plan.tree.walk()}
         names = {entry.uid: entry.name for entry in plan.entries if entry.uid in waiting}
         return cls(epochs=plan.tree.epochs, names=names, quiet=plan.config.quiet)
 
     def attach(self) -> None:
-        """Measure the speed from here on: what was read so far happened before."""
+        """Measure the speed from here on, since the events read so far are older."""
         self._began, self._before = time.monotonic(), self._done
 
     def __enter__(self) -> "ProgressDisplay":
@@ -78,7 +78,7 @@ class ProgressDisplay:
             self._live.stop()
 
     def on_event(self, event: Event) -> None:
-        """Take one event of the sweep's logs."""
+        """Count one event of the sweep's logs, or print it."""
         match event:
             case PackBegan(uids):
                 self._training |= set(uids)
@@ -104,16 +104,16 @@ class ProgressDisplay:
                 self.note(f"another process trains {len(uids)} of these states; they are taken over when done")
 
     def note(self, text: str) -> None:
-        """Print what is worth knowing and no failure."""
+        """Print a warning that is not a failure."""
         self.console.print(text, style="yellow", markup=False, highlight=False)
 
     def recording(self, backlog: int) -> None:
-        """Show how many runs wait to be written to MLflow, when training is over."""
+        """Show the number of runs that wait to be written to MLflow after training."""
         self._backlog = backlog
         self.refresh()
 
     def refresh(self) -> None:
-        """Show what is new; on a terminal at once, elsewhere a line now and then."""
+        """Update the display; on a terminal at once, elsewhere with a line every `LINE_EVERY_S` seconds."""
         now = time.monotonic()
         if self._live:
             self._live.refresh()
@@ -134,7 +134,7 @@ class ProgressDisplay:
         return [(*metrics, self._names[uid]) for uid, metrics in best]
 
     def status(self) -> str:
-        """Count the runs."""
+        """Describe how many runs are done, training or failed."""
         words = [f"{len(self._runs)}/{len(self._names)} runs done"]
         words += [f"{len(self._training)} training"] if self._training else []
         words += [f"{self._failed} failed"] if self._failed else []
@@ -142,7 +142,7 @@ class ProgressDisplay:
         return ", ".join(words)
 
     def _pace(self) -> str:
-        """Epochs a second and the time left, as soon as there is something to tell."""
+        """Describe the speed and the time left, or return nothing before the first epoch ends."""
         seen, spent = self._done - self._before, time.monotonic() - self._began
         if not seen:
             return ""

@@ -25,6 +25,6 @@ def migrate(job: Job, uri: str = "") -> None:
 
 
 def verify(job: Job, repair: bool = False) -> None:
-    """Compare all records, put right what does not agree if asked to, and exit with 3 while something is wrong."""
+    """Compare all records, repair differences if asked to, and exit with 3 while some remain."""
     if not verification.verify(job.config, Console(), repair=repair):
         sys.exit(3)

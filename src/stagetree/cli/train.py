@@ -23,11 +23,11 @@ from stagetree.runner import Outcome
 
 
 def train(job: Job) -> float:
-    """Train one run. The result is what other sweepers, such as Optuna's, optimise.
+    """Train one run; return its accuracy, which other sweepers, such as Optuna's, optimise.
 
     Raises:
-        FailedRunError: it failed, and another sweeper wants exceptions, not exit codes.
-        SystemExit: it failed.
+        FailedRunError: the run failed under another sweeper, which needs an exception.
+        SystemExit: the run failed.
     """
     outcome = runner.run([job], engine=InProcess(), command=_typed_command(), progress=ProgressDisplay.of_plan)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -38,19 +38,19 @@ def train(job: Job) -> float:
 
 
 def train_grid(context: HydraContext, config: DictConfig, arguments: Sequence[str], *, mode: str) -> float | None:
-    """Do the work of the sweeper plugin: check the whole grid, then plan and train it, or print its plan.
+    """Check the whole grid, then plan and train it or print its plan; the sweeper plugin calls this.
 
     Args:
-        context: of the running Hydra application.
-        config: composed for the whole sweep, `hydra` node included.
-        arguments: overrides of the command line.
+        context: the context of the running Hydra application.
+        config: the configuration composed for the whole sweep, with its `hydra` node.
+        arguments: the overrides of the command line.
         mode: `train`, `plan` or `plan_json`.
 
     Returns:
         The best run's accuracy, or None for a plan.
 
     Raises:
-        InputError: with a line for each error in the grid.
+        InputError: the grid has errors; the message has a line for each.
         SystemExit: a run failed.
     """
     if mode not in ("train", "plan", "plan_json"):
@@ -74,7 +74,7 @@ def train_grid(context: HydraContext, config: DictConfig, arguments: Sequence[st
 
 
 def _conclude(outcome: Outcome) -> None:
-    """Print what there is to say, and exit unless all is well."""
+    """Print the outcome's text, and exit if its exit code is not 0."""
     if outcome.text:
         print(outcome.text)
     if outcome.exit_code:

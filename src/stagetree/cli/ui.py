@@ -13,11 +13,11 @@ def serve(job: Job, port: int = 5000) -> None:
     """Replace this process by MLflow's server on 127.0.0.1, after printing the address of the experiment's runs.
 
     Args:
-        job: says what is shown.
-        port: of the server; 0 picks one that is free.
+        job: selects the store and the experiment.
+        port: the port of the server; 0 picks a free one.
 
     Raises:
-        InputError: nothing was recorded yet, the port is taken, or the runs are on a server already.
+        InputError: no run was recorded yet, the port is taken, or the runs are on a server already.
     """
     store = TrackingStore.of(job.config)
     if job.config.tracking.uri is None and not (store.output_dir / "mlflow.db").exists():
@@ -28,7 +28,7 @@ def serve(job: Job, port: int = 5000) -> None:
         raise InputError(f"tracking.uri: the runs are on a server already (open {store.uri} in a browser)")
     port = _find_port(port)
 
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with it the server is 15 processes
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with it the server starts 15 processes
     experiment = store.connect().get_experiment_by_name(store.experiment)
     if experiment is None:
         raise InputError(f"tracking.experiment: {store.experiment!r} has no runs in {store.uri} (train first)")
@@ -37,15 +37,15 @@ def serve(job: Job, port: int = 5000) -> None:
     if VIEW_TAG in experiment.tags:
         address += f"&viewStateShareKey={VIEW}"
     print(address, flush=True)
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = store.uri  # not among the arguments, where all users of a machine see it
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store.uri  # not an argument, since all users of a machine see those
     command = [sys.executable, "-m", "mlflow", "server"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
 
 
 def _find_port(port: int) -> int:
-    """Check that the port can be had; 0 picks one."""
+    """Check that the port is free; 0 picks one."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended does not block it
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

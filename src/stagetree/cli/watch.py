@@ -18,7 +18,7 @@ def watch(job: Job) -> None:
     """Show the progress of the latest launch until it ends.
 
     Raises:
-        InputError: nothing was launched yet.
+        InputError: no sweep was launched yet.
     """
     output_dir = Path(job.config.output_dir).resolve()
     launches = sorted(output_dir.glob("sweeps/*/*/sweep.json"), key=lambda path: path.stat().st_mtime)

@@ -24,7 +24,7 @@ class Job:
     """Its choices, in Hydra's notation."""
     config: Config
     flags: tuple[str, ...] = ()
-    """Hydra's, that say where the configuration comes from."""
+    """Hydra's flags that say where the configuration comes from."""
 
     @property
     def command(self) -> str:
@@ -52,7 +52,7 @@ def resolve(cfg: DictConfig) -> Config:
     """Resolve a composed configuration without its `hydra` node to plain values, and check them.
 
     Raises:
-        InputError: with a line for each error.
+        InputError: the configuration has errors; the message has a line for each.
     """
     try:
         return check(to_plain(cfg, throw_on_missing=True))

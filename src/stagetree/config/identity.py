@@ -7,14 +7,14 @@ from stagetree.tree.runs import Run, Trunk, canonical_json
 
 
 def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, device: str) -> Run:
-    """Separate what decides the numbers, the trunk and the stages, from what does not.
+    """Keep the settings that decide the numbers, as a trunk and stages, and leave out the others.
 
     Args:
-        config: checked.
-        digest: of the data's content.
-        in_features: of one image.
-        n_classes: of the data.
-        device: what `auto` stands for here, at the most specific.
+        config: a checked configuration.
+        digest: the digest of the data's content.
+        in_features: the number of values of an image.
+        n_classes: the number of classes of the data.
+        device: the device to use, which `auto` stands for on this machine.
     """
     plain = config.model_dump(mode="json")
     trunk = Trunk(
@@ -35,7 +35,7 @@ def to_run(config: Config, *, digest: str, in_features: int, n_classes: int, dev
 
 
 def trunk_digest(trunk: Trunk) -> str:
-    """Identify all that decides the numbers but schedule and seed: 16 hex digits."""
+    """Identify everything that decides the numbers except schedule and seed, by 16 hex digits."""
     settings = trunk.settings
     del settings["seed"]
     return hashlib.sha256(canonical_json(settings).encode()).hexdigest()[:16]

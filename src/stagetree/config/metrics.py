@@ -9,21 +9,21 @@ class Metric:
     """One metric, wherever it appears."""
 
     name: str
-    """In the CSV file, in `report.metric` and in the page's filter: `test_acc`."""
+    """Its name in the CSV file, in `report.metric` and in the page's filter, such as `test_acc`."""
     recorded: str
-    """In MLflow: `test/acc`."""
+    """Its name in MLflow, such as `test/acc`."""
     label: str
-    """As people read it: `Test accuracy`."""
+    """Its name for people, such as `Test accuracy`."""
     split: Literal["train", "val", "test", ""]
-    """Whose images it is computed on, epoch by epoch; empty: it is no curve."""
+    """The split it is computed on after each epoch; empty if it has no curve."""
     kind: Literal["percent", "loss", "seconds"]
-    """How a value is written."""
+    """The kind of value, which decides its format."""
     higher_is_better: bool = False
     breaks_ties: bool = True
-    """Time does not: no two machines share it."""
+    """Training time does not, since it depends on the machine."""
 
     def write(self, value: float) -> str:
-        """Write a value as people read it."""
+        """Format a value for people."""
         if self.kind == "percent":
             return f"{100 * value:.2f} %"
         if self.kind == "seconds":
@@ -41,20 +41,20 @@ _TABLE = (
     Metric("train_seconds", "train_seconds", "Training seconds", "", "seconds", breaks_ties=False),
 )
 METRICS = {metric.name: metric for metric in _TABLE}
-"""By name, in the order in which they break ties and in which a narrow terminal keeps them."""
+"""Metrics by name, in the order in which they break ties and in which a narrow terminal keeps them."""
 RECORDED = {metric.recorded: metric for metric in _TABLE}
-"""By the name that MLflow has."""
+"""Metrics by their name in MLflow."""
 _COLUMNS = {f"{name}_{kind}": (METRICS[name], kind) for name in METRICS for kind in ("mean", "std", "n")}
 _COLUMNS |= {name: (METRICS[name], "") for name in METRICS}
 
 
 def metric_name(value: Any) -> Any:
-    """`test_acc` for `test/acc`, as MLflow has it; anything else as it is."""
+    """Return `test_acc` for MLflow's name `test/acc`, and anything else unchanged."""
     return RECORDED[value].name if isinstance(value, str) and value in RECORDED else value
 
 
 def metric_column(name: str) -> tuple[Metric, str] | tuple[None, str]:
-    """Tell which metric a column of a leaderboard holds, and which statistic: `mean`, `std` or `n`; empty: none."""
+    """Return the metric in a column of a leaderboard, and its statistic: `mean`, `std`, `n`, or empty for the value."""
     return _COLUMNS.get(name, (None, ""))
 
 

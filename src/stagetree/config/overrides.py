@@ -7,7 +7,7 @@ from stagetree.tree.notation import listed_stages
 
 _TO_EXECUTION = "workers workers_per_device pack_size share_prefixes fresh checkpoint_every_s test_every_epoch"
 RENAMED = {f"trainer.{name}": f"execution.{name}" for name in _TO_EXECUTION.split()}
-"""Settings of earlier versions, and what they are called now."""
+"""Settings of earlier versions, and their present names."""
 COMMANDS = {
     "predict": "stagetree predict RUN image.png ...",
     "export": "stagetree export RUN DIR",
@@ -15,14 +15,14 @@ COMMANDS = {
     "verify": "stagetree verify --repair",
     "ui": "stagetree ui --port 5000",
 }
-"""Groups of earlier versions, and the commands whose arguments they are now."""
+"""Groups of earlier versions, and the commands that have their settings as arguments now."""
 
 
 def hydra_override(word: str) -> str:
-    """Write an override with tuples of stages, or with a setting's earlier name, as Hydra takes it today.
+    """Rewrite an override that has stages as tuples, or a setting's earlier name, for Hydra.
 
     Raises:
-        InputError: it is an argument of a command now.
+        InputError: the setting is an argument of a command now.
     """
     match = re.fullmatch(r"(~|\+{0,2})([^=]*)(.*)", word, re.DOTALL)
     assert match is not None, "every word matches"
@@ -34,7 +34,7 @@ def hydra_override(word: str) -> str:
 
 
 def describe_change(key: str) -> str | None:
-    """Say what became of a setting, or of a group, of earlier versions; `None` for any other."""
+    """Describe the change of a setting or a group of earlier versions; `None` for any other."""
     if key in RENAMED:
         return f"is called {RENAMED[key]} now"
     command = COMMANDS.get(key.partition(".")[0])

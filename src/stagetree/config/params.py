@@ -16,29 +16,29 @@ When = Literal["always", "varies", "never"]
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter, wherever it appears. The defaults are those of a setting that has no entry here."""
+    """One parameter and its use in tables, names and plots. A setting without an entry here has the defaults."""
 
     name: str
-    """In MLflow and in the CSV file; `lr_N` stands for `lr_0`, `lr_1` and so on."""
+    """Its name in MLflow and in the CSV file; `lr_N` stands for `lr_0`, `lr_1` and so on."""
     column: When = "varies"
-    """Whether the leaderboard has it; `never`: it is derived from others, a number for MLflow's plots."""
+    """When the leaderboard has it; `never` if it is a number derived from others for MLflow's plots."""
     named: When = "varies"
-    """Whether a run's name has it."""
+    """When a run's name has it."""
     write: Callable[[Params], str] | None = None
-    """How a run's name has it; `None`: its name and its value."""
+    """Writes it for a run's name; `None` for its name and its value."""
     plotted: bool = True
-    """Whether the page plots the metric against it; others may say the same better."""
+    """Whether the page plots the metric against it; false where another parameter shows the same better."""
     of_schedule: bool = False
     of_data: bool = False
-    """Whether people tell data sets apart by it."""
+    """Whether it tells data sets apart for people."""
     text: bool = False
     """Whether it is text even where it looks like a number, as the hexadecimal digest 12e4 does."""
     typed: tuple[str, ...] = ()
-    """Settings on the command line that choose it; empty: the one of its name."""
+    """The settings on the command line that choose it; empty for the setting of its name."""
 
     @property
     def derived(self) -> bool:
-        """Whether others say the same, so that it divides no runs."""
+        """Whether it follows from other parameters, so that it does not divide runs into groups."""
         return self.column == "never"
 
     @property
@@ -60,7 +60,7 @@ def _sizes(params: Params) -> str:
 
 
 def _arrows(values: Iterable[float] | str) -> str:
-    """`0.1>0.01`; a long list is text already."""
+    """Write values as `0.1>0.01`; a long list is text already."""
     return values if isinstance(values, str) else ">".join(map(short, values))
 
 
@@ -89,7 +89,7 @@ _TABLE = (
 _BY_NAME = {known.name: known for known in _TABLE}
 
 COLUMNS = tuple(known.name for known in _TABLE if known.column == "always")
-"""Params that every leaderboard has, in their order."""
+"""The parameters that every leaderboard has, in their order."""
 OF_DATA = tuple(known.name for known in _TABLE if known.of_data)
 OPTIMIZER_SETTINGS = tuple(
     dict.fromkeys(name for kind in get_args(get_args(AnyOptimizer)[0]) for name in kind.model_fields if name != "name")
@@ -98,7 +98,7 @@ OPTIMIZER_SETTINGS = tuple(
 
 @cache
 def param(name: str) -> Param:
-    """Look up a parameter; one without an entry is a setting like most."""
+    """Look up a parameter; one without an entry gets the defaults."""
     return _BY_NAME.get(name) or _BY_NAME.get(re.sub(r"_\d+$", "_N", name)) or Param(name)
 
 

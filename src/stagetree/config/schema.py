@@ -1,4 +1,4 @@
-"""The typed schema of one run's configuration.
+"""Define the typed schema of one run's configuration.
 
 Hydra composes plain values; `validation.check` turns them into a frozen `Config` or reports every error at once.
 Field docstrings give units and say what `0`, `null` and empty mean; docs/configuration.md is made from them.
@@ -28,7 +28,7 @@ class Frozen(BaseModel):
 
 
 def _unsigned(value: Any) -> Any:
-    """-0.0 as 0.0: equal numbers are one configuration, and have one uid."""
+    """Turn -0.0 into 0.0, since equal numbers are one configuration and have one uid."""
     if isinstance(value, tuple):
         return tuple(map(_unsigned, value)) if any(isinstance(part, float) for part in value) else value
     return value + 0.0 if isinstance(value, float) else value
@@ -78,11 +78,11 @@ class Dataset(Frozen):
     std: Floats = ()
     """Divided by for each channel; empty: 1."""
     val_size: Size = 0
-    """Training images held out for validation: a count, a fraction below 1, or 0 for none."""
+    """The training images held out for validation: a count, a fraction below 1, or 0 for none."""
     val_seed: Seed = 0
     """Seed of that choice; `torch.utils.data.random_split` with this seed gives the same members."""
     duplicates: Literal["ignore", "warn", "error"] = "warn"
-    """What to do about training images that stand in the test set."""
+    """How to treat training images that are also in the test set."""
 
     @property
     def label(self) -> str:
@@ -102,7 +102,7 @@ class HeldOutTest(Dataset):
     test_size: Size = 0
     """Images held out for the test when the data has no test set: a count or a fraction below 1."""
     test_seed: Seed = 0
-    """Seed of that choice, made before the validation set is taken from the rest."""
+    """Seed of that choice, which is made before the validation set is taken from the rest."""
 
 
 class Digits(HeldOutTest):
@@ -122,7 +122,7 @@ class Emnist(Dataset):
 
     name: Literal["emnist"]
     split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
-    """Which of its six splits."""
+    """One of its six splits."""
 
     @property
     def label(self) -> str:
@@ -177,7 +177,7 @@ class Model(Frozen):
     """Probability that a hidden unit is zeroed in training."""
 
     def architecture(self, n_classes: int) -> str:
-        """As people write it: `4 layers (2048,1024,64,10)`, the input not counted."""
+        """Describe the network as `4 layers (2048,1024,64,10)`; the input is not counted."""
         sizes = [*self.hidden_sizes, n_classes]
         return f"{len(sizes)} layer{'s' * (len(sizes) > 1)} ({','.join(map(str, sizes))})"
 
@@ -314,7 +314,7 @@ class Schedule(Frozen):
 
 
 class Trainer(Frozen):
-    """How training is done, as far as it decides the numbers: all of this enters the uid."""
+    """The settings of training that decide the numbers; all of them enter the uid."""
 
     batch_size: Count = 32
     """Images in a minibatch; the last one of an epoch may be smaller."""
@@ -325,9 +325,9 @@ class Trainer(Frozen):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`: cuda, then mps, then cpu."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of the matrix products; weights and sums stay float32. `tf32` is for cuda."""
+    """Precision of the matrix products; weights and sums stay float32. `tf32` is for cuda."""
     threads: Count = 1
-    """CPU threads of one worker. Bits are promised for 1."""
+    """CPU threads of one worker. Only with 1 are results the same bit for bit."""
 
     @model_validator(mode="after")
     def _tf32_is_for_cuda(self):
@@ -337,33 +337,33 @@ class Trainer(Frozen):
 
 
 class Execution(Frozen):
-    """How a sweep is executed: none of this decides a number, and all runs of a sweep share it."""
+    """The settings of a sweep's execution, which decide no number and are shared by all of its runs."""
 
     workers: AutoOrCount = "auto"
-    """Units trained at a time; `auto`: what the launcher runs side by side, on GPUs as many as there are slots."""
+    """Units trained at a time; `auto`: as many as the launcher runs side by side, on GPUs one for each slot."""
     workers_per_device: Count = 1
     """Workers that share one GPU; each worker keeps to a GPU of its own otherwise."""
     pack_size: AutoOrCount = "auto"
-    """Most members that train side by side; 1: no packing; `auto`: what a short measurement of the shape finds best."""
+    """Most members that train side by side; 1: no packing; `auto`: the fastest number in a short measurement."""
     share_prefixes: bool = True
     """Train equal schedule prefixes once."""
     fresh: bool = False
-    """Train anew what is finished already; earlier results stay until the new ones replace them."""
+    """Train finished runs again; earlier results stay until the new ones replace them."""
     checkpoint_every_s: NonNegative = 60.0
-    """Seconds between states kept within a stage, at the end of an epoch; a killed run goes on from the last."""
+    """Seconds between checkpoints within a stage, at the end of an epoch; a killed run continues from the last."""
     test_every_epoch: bool = False
     """Evaluate on the test set after each epoch, for display only."""
 
 
 class Tracking(Frozen):
-    """Where runs are recorded."""
+    """The store in which runs are recorded."""
 
     uri: str | None = None
     """MLflow tracking URI; `null`: SQLite in `output_dir/mlflow.db`."""
     experiment: Annotated[str, Field(min_length=1)] = "stagetree"
     """Name of the MLflow experiment."""
     artifacts: str | None = None
-    """Where a new experiment's artifacts go, a folder or a URI that MLflow can write, such as `s3://bucket/path`;
+    """Destination of a new experiment's artifacts, a folder or a URI that MLflow can write, as `s3://bucket/path`;
     `null`: `output_dir/artifacts` for a database here, a server's own choice otherwise. It holds no password, since
     MLflow writes it into its database."""
 
@@ -378,22 +378,22 @@ class Tracking(Frozen):
 
 
 MetricName = Literal["val_acc", "test_acc", "val_loss", "test_loss", "train_acc", "train_loss", "train_seconds"]
-"""Those of `config.metrics`, which a test compares."""
+"""The names in `config.metrics`; a test compares them."""
 
 
 class Report(Frozen):
-    """The leaderboard."""
+    """The settings of the leaderboard."""
 
     metric: Annotated[MetricName | None, BeforeValidator(metric_name)] = None
-    """Column to rank by; `null`: `val_acc` where there is one, else `test_acc`. Losses rank upwards."""
+    """Column to rank by; `null`: `val_acc` where there is one, else `test_acc`. The lowest loss is best."""
     top: Count = 20
-    """Lines printed; the file has all."""
+    """Lines to print; the file has all."""
     group_by: str | None = None
     """`seed`: mean, standard deviation and n over the runs that differ in this column alone."""
     output: str = "leaderboard.csv"
-    """File that is written."""
+    """The file to write."""
     page: bool = True
-    """Write a page beside that file, named alike but for `.html`, which opens in any browser."""
+    """Write a page beside that file, with the suffix `.html`, which opens in any browser."""
 
     @model_validator(mode="after")
     def _files_differ(self):
@@ -403,12 +403,12 @@ class Report(Frozen):
 
     @property
     def page_path(self) -> Path | None:
-        """Of the page, if it is wanted."""
+        """The path of the page; `None` without one."""
         return Path(self.output).with_suffix(".html") if self.page else None
 
 
 class Config(Frozen):
-    """One run, completely."""
+    """The complete configuration of one run."""
 
     dataset: AnyDataset
     model: Model
@@ -420,15 +420,15 @@ class Config(Frozen):
     tracking: Tracking
     report: Report
     seed: Seed
-    """Of initial weights, minibatch order and dropout."""
+    """Seed of initial weights, minibatch order and dropout."""
     output_dir: str
     """Folder of all outputs, relative to the folder in which the command runs."""
     quiet: bool = False
-    """Tell of nothing but errors and failures."""
+    """Print nothing but errors and failures."""
 
     @property
     def output_folder(self) -> Path:
-        """`output_dir`, absolute."""
+        """The absolute path of `output_dir`."""
         return Path(self.output_dir).resolve()
 
     @property

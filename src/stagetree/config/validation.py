@@ -16,14 +16,14 @@ _BOUNDS = {
     "less_than": ("below", "lt"),
     "less_than_equal": ("at most", "le"),
 }
-"""For pydantic's errors, how the bound is put and where its value is."""
+"""For pydantic's kinds of errors, the words before the bound and the key of its value."""
 
 
 def check(values: Mapping[str, Any]) -> Config:
     """Turn composed plain values into a `Config`.
 
     Raises:
-        InputError: with a line for each error.
+        InputError: the values have errors; the message has a line for each.
     """
     try:
         return Config.model_validate(values)
@@ -33,7 +33,7 @@ def check(values: Mapping[str, Any]) -> Config:
 
 
 def _describe(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """One sentence for one of pydantic's errors: where, what is wrong, what was given, what is expected."""
+    """Write a sentence for one of pydantic's errors, with its place, the value given and the values expected."""
     where = _path(problem["loc"], values)
     kind, got, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "value_error":

@@ -25,13 +25,13 @@ ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 class DataInfo:
     """A prepared data set, without its arrays.
 
-    The digest is all of it that decides numbers. Sources of one content may differ in image shape and class names: each
-    has its own in its entry of the cache's index, and `data.json` beside the arrays has those prepared last.
+    Only the digest decides numbers. Sources with the same content may differ in image shape and class names: the index
+    of the cache has those of each source, and `data.json` beside the arrays has those of the source prepared last.
     """
 
     folder: str
     digest: str
-    """sha256 over types, shapes and bytes of the arrays: content only, wherever and however it was stored."""
+    """The sha256 of the types, shapes and bytes of the arrays, which does not depend on where they are stored."""
     name: str
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
@@ -39,15 +39,15 @@ class DataInfo:
     n_train: int
     n_test: int
     scale: float
-    """Pixels are divided by this: 255 for bytes, 1 for the user's own floats."""
+    """The divisor of the pixels: 255 for bytes, 1 for the user's own floats."""
     notes: tuple[str, ...] = ()
     """Notes for the user."""
     float_range: tuple[float, float] | None = None
-    """Lowest and highest of the user's own floats; `None`: bytes."""
+    """The lowest and the highest of the user's own floats; `None` for bytes."""
 
     @property
     def in_features(self) -> int:
-        """Pixels of an image, those of all channels together."""
+        """The number of values of an image, over all channels."""
         channels, height, width = self.image_shape
         return channels * height * width
 
@@ -69,13 +69,13 @@ class Arrays:
 def prepare(dataset: AnyDataset, output_dir: Path) -> DataInfo:
     """Bring a data set into the cache, unless its source is unchanged, and check it.
 
-    Runs once, in the launching process; two that do so at a time are fine.
+    It runs once, in the launching process; several processes may do so at a time.
 
     Raises:
-        InputError: naming what is wrong with the source, or with the settings for this data.
+        InputError: the source is unusable, or the settings do not fit this data.
     """
     cache = output_dir / "data"
-    # what decides the arrays, not how they are normalised or divided
+    # these settings do not decide the arrays, only their use
     ignored = {"mean", "std", "val_size", "val_seed", "duplicates"}
     source = dataset.model_dump(mode="json", exclude=ignored) | {"root": str(Path(dataset.root).resolve())}
     index = cache / f"{hashlib.sha256(canonical_json(source).encode()).hexdigest()[:16]}.json"
@@ -92,8 +92,8 @@ def prepare(dataset: AnyDataset, output_dir: Path) -> DataInfo:
 
 
 def _read_settled(dataset: AnyDataset, fingerprint: str) -> tuple[RawArrays, str]:
-    """Read a source that nobody writes to meanwhile, and say in which state it is."""
-    for _ in range(3):  # a download that was begun earlier is completed by the first
+    """Read a source, make sure that it did not change meanwhile, and return its fingerprint too."""
+    for _ in range(3):  # the first one may complete an earlier download
         before, raw, fingerprint = fingerprint, readers.read(dataset), readers.fingerprint(dataset)
         if before in (fingerprint, ""):
             return raw, fingerprint
@@ -101,18 +101,18 @@ def _read_settled(dataset: AnyDataset, fingerprint: str) -> tuple[RawArrays, str
 
 
 def _from_index(index: Path, fingerprint: str) -> DataInfo | None:
-    """Look up what the cache holds, undamaged, of a source in this very state."""
+    """Look up a source in the cache; `None` if it has changed since, or the cache is damaged."""
     try:
         entry = read_sealed(index)
-        folder = index.parent / Path(entry["info"]["folder"]).name  # nothing outside the cache
+        folder = index.parent / Path(entry["info"]["folder"]).name  # it must be inside the cache
         info = _to_info(entry["info"], folder) if entry["fingerprint"] == fingerprint else None
     except Exception:
-        return None  # it is only a cache: read the source again
+        return None  # the source is read again
     return info if info and _open(info) else None
 
 
 def _store(raw: RawArrays, name: str, cache: Path) -> DataInfo:
-    """Write arrays into the cache, unless they are there: from another source, or by a quicker process."""
+    """Write arrays into the cache, unless another source or another process has put them there."""
     arrays = {key: np.ascontiguousarray(getattr(raw, key)) for key in ARRAYS}
     flat = {key: array.reshape(len(array), -1) if array.ndim > 1 else array for key, array in arrays.items()}
     digest = _digest(flat)
@@ -140,7 +140,7 @@ def _store(raw: RawArrays, name: str, cache: Path) -> DataInfo:
             shutil.rmtree(info.folder, ignore_errors=True)  # damaged
             os.replace(aside, info.folder)
     except OSError:
-        if not Path(info.folder).exists():  # else another process was quicker with the same content
+        if not Path(info.folder).exists():  # else another process was faster with the same content
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -148,13 +148,13 @@ def _store(raw: RawArrays, name: str, cache: Path) -> DataInfo:
 
 
 def _describe(info: DataInfo) -> None:
-    """Say beside the arrays what they are, where the last source of this content said otherwise."""
+    """Describe the arrays in a file beside them, if the file describes another source of this content."""
     if _described(Path(info.folder)) != info:
         write_sealed(Path(info.folder) / "data.json", {**asdict(info), "folder": ""})
 
 
 def _described(folder: Path) -> DataInfo | None:
-    """Read what `_describe` wrote; `None` if it is gone or damaged."""
+    """Read the file that `_describe` wrote; `None` if it is gone or damaged."""
     try:
         return _to_info(read_sealed(folder / "data.json"), folder)
     except Exception:
@@ -167,12 +167,12 @@ def _to_info(values: Mapping[str, Any], folder: Path) -> DataInfo:
 
 
 def _open(info: DataInfo) -> Arrays | None:
-    """Map the arrays of a folder of the cache; `None` if they are gone or damaged."""
+    """Map the arrays of a data set in the cache; `None` if they are gone or damaged."""
     try:
         # mode "c": nothing is written to the file, and torch takes the array without a warning
         arrays = {key: np.load(Path(info.folder) / f"{key}.npy", mmap_mode="c", allow_pickle=False) for key in ARRAYS}
         return Arrays(info, **arrays) if _digest(arrays) == info.digest else None
-    except Exception:  # what numpy says of a damaged header is of many kinds
+    except Exception:  # numpy raises many kinds for a damaged header
         return None
 
 
@@ -192,10 +192,10 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def find(digest: str, output_dir: Path) -> DataInfo:
-    """Look up what is known of data that was prepared before, by its digest.
+    """Find the description of data that was prepared before, by its digest.
 
     Raises:
-        InputError: it is gone.
+        InputError: the data is gone.
     """
     folder = output_dir / "data" / digest[:16]
     info = _described(folder)
@@ -208,7 +208,7 @@ def load(folder: Path, digest: str) -> Arrays:
     """Map a prepared data set read-only, so that workers share its pages, and verify its digest.
 
     Raises:
-        InputError: it is gone or damaged.
+        InputError: the data is gone or damaged.
     """
     info = _described(folder)
     arrays = _open(info) if info and info.digest == digest else None
@@ -223,7 +223,7 @@ def load(folder: Path, digest: str) -> Arrays:
 
 
 def _check(raw: RawArrays, dataset: AnyDataset) -> None:
-    """Refuse what cannot be trained on."""
+    """Refuse arrays that cannot be trained on."""
     if raw.test_images.shape[1:] != raw.train_images.shape[1:]:
         shapes = f"{raw.train_images.shape[1:]} and {raw.test_images.shape[1:]}"
         raise InputError(f"{dataset.root}: training and test images must have one shape, got {shapes}")
@@ -247,7 +247,7 @@ def _check(raw: RawArrays, dataset: AnyDataset) -> None:
 
 
 def _notes(name: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """Count test images that stand among the training images too."""
+    """Count test images that are also training images."""
     train = {row.tobytes() for row in arrays["train_images"]}
     both = sum(row.tobytes() in train for row in arrays["test_images"])
     n_test = len(arrays["test_images"])
@@ -270,10 +270,10 @@ def _check_settings(dataset: AnyDataset, info: DataInfo) -> None:
 
 
 def _range_notes(dataset: AnyDataset, info: DataInfo) -> tuple[str, ...]:
-    """Tell of floats that look like pixels nobody divided.
+    """Warn of floats that look like pixels from 0 to 255.
 
     Raises:
-        InputError: they are images of bytes without a doubt.
+        InputError: the floats are certain to be such pixels.
     """
     low, high = info.float_range or (0.0, 0.0)
     if dataset.std or low < 0 or high <= 1.5:  # standardised values lie on both sides of 0
@@ -287,5 +287,5 @@ def _range_notes(dataset: AnyDataset, info: DataInfo) -> tuple[str, ...]:
 
 def val_count(n: int, val_size: int | float) -> int:
     """Count the images of `n` that are held out for validation; `val_size` is a count, or a fraction below 1."""
-    # random_split floors each share and deals what is left over from the first, the training set, on
+    # random_split rounds each share down and deals the rest from the first share on, the training set
     return val_size if isinstance(val_size, int) else int(np.floor(n * val_size))

@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-"""Of the files in folders that are read as images."""
+"""The suffixes of the files in folders that are read as images."""
 
 
 def read_image(path: Path, *, height: int, width: int, grayscale: bool, resize: bool = True) -> np.ndarray:
     """Read one image file as uint8 `(c, height, width)`.
 
-    It is turned as its EXIF data says. 16 bits, and floats from 0 to 1, are scaled to 0..255; what is transparent is
-    laid on white, as viewers of images do.
+    The image is turned as its EXIF data says. 16-bit values, and floats from 0 to 1, are scaled to 0..255; transparent
+    images are laid on white, as image viewers do.
 
     Args:
-        path: of the file; of several frames, the first is read.
+        path: the path of the file; only the first of several frames is read.
         height: in pixels.
         width: in pixels.
-        grayscale: one channel instead of three.
-        resize: to that size; `False` refuses another.
+        grayscale: whether to return one channel instead of three.
+        resize: whether to resize images of another size; `False` refuses them.
 
     Raises:
-        InputError: it cannot be read, is too large to be an image, or leaves open what its values mean.
+        InputError: the file cannot be read, is too large for an image, or has values of unknown range.
     """
     from PIL import Image, ImageOps
 
@@ -51,15 +51,15 @@ def read_image(path: Path, *, height: int, width: int, grayscale: bool, resize: 
 
 
 def _as_bytes(image: "Image.Image", file_format: str | None, path: Path) -> "Image.Image":
-    """Scale deep images to bytes, as Pillow's own conversion, which cuts off above 255, does not.
+    """Scale images of more than 8 bits to bytes; Pillow's own conversion would cut values off above 255.
 
     Args:
-        image: of any mode.
-        file_format: as Pillow names it.
-        path: of the file.
+        image: an image of any mode.
+        file_format: the format of the file, as Pillow names it.
+        path: the path of the file, for messages.
 
     Raises:
-        InputError: nothing says which value is white.
+        InputError: it is unknown which value is white.
     """
     from PIL import Image
 
@@ -67,7 +67,7 @@ def _as_bytes(image: "Image.Image", file_format: str | None, path: Path) -> "Ima
         return image
     values = np.asarray(image)
     low, high = values.min(), values.max()
-    # Pillow itself scales what a PGM file has to 16 bits; others' largest value may be that of 12 bits, or of 8
+    # Pillow scales PGM files to 16 bits; in other files the largest value may be that of 12 or of 8 bits
     scaled = image.mode == "I" and file_format == "PPM"
     deep = scaled or image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG")
     if deep and (scaled or high == 0 or high >= 4096) and "transparency" not in image.info:
@@ -83,10 +83,10 @@ def _as_bytes(image: "Image.Image", file_format: str | None, path: Path) -> "Ima
 
 
 def _visible(image: "Image.Image", path: Path) -> "Image.Image":
-    """Lay what is transparent on white.
+    """Lay a transparent image on white.
 
     Raises:
-        InputError: the drawing is white itself.
+        InputError: the image is white itself.
     """
     from PIL import Image
 
@@ -103,10 +103,10 @@ def _visible(image: "Image.Image", path: Path) -> "Image.Image":
 
 
 def draw(pixels: np.ndarray, image_shape: tuple[int, int, int]) -> "Image.Image":
-    """Draw one image of a data set in its own size, in color if it has 3 channels, else its first channel in gray.
+    """Draw one image of a data set in its own size: 3 channels in color, else the first channel in gray.
 
     Args:
-        pixels: `(in_features,)`, uint8, or floats, which are stretched from their lowest to their highest.
+        pixels: `(in_features,)`, uint8 or float; floats are stretched so that the lowest is black, the highest white.
         image_shape: channels, height, width.
     """
     from PIL import Image

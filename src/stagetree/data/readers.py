@@ -1,4 +1,4 @@
-"""Read each kind of source into four plain arrays. Heavy libraries are imported only by the kind that needs them."""
+"""Read each kind of data source into four plain arrays; each kind imports its own heavy libraries."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ TORCHVISION = {
     "cifar10": ("CIFAR10", "cifar-10-batches-py/**/*"),
     "cifar100": ("CIFAR100", "cifar-100-python/**/*"),
 }
-"""For each of torchvision's data sets its class and, below the root, its files."""
+"""The class of each of torchvision's data sets, and the pattern of its files below the root."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class RawArrays:
 
 
 def read(dataset: AnyDataset) -> RawArrays:
-    """Read a data set, downloading it if it can be and is not there.
+    """Read a data set; download it if it is missing and can be downloaded.
 
     Raises:
-        InputError: with the file or folder and what to do.
+        InputError: the data is missing or unusable; the message names the file or folder, and the cure.
     """
     readers: dict[type, Callable[[Any], RawArrays]] = {
         Digits: _read_digits,
@@ -55,9 +55,9 @@ def read(dataset: AnyDataset) -> RawArrays:
 
 
 def fingerprint(dataset: AnyDataset) -> str:
-    """Identify the state of the source's files without reading them: name, size and times, as git does.
+    """Identify the state of the source's files by their names, sizes and times, without reading them.
 
-    Empty if the source is not there yet.
+    It is empty if the source does not exist yet.
     """
     if isinstance(dataset, Digits):
         return f"scikit-learn {metadata.version('scikit-learn')}"
@@ -84,7 +84,7 @@ def _read_digits(dataset: Digits) -> RawArrays:
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    # Pixels are 0..16; stretched to bytes, 255 being 16.
+    # Pixels are 0..16, and are stretched to 0..255.
     images = np.rint(digits.images[:, None] * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
     return _hold_out(dataset, images, labels, tuple(map(str, digits.target_names)))
@@ -118,8 +118,11 @@ def _read_npz(dataset: Npz) -> RawArrays:
 def _checked_arrays(path: Path, x: np.ndarray, y: np.ndarray, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Bring a user's arrays into shape `(n, c, h, w)`.
 
-    They may be (n, h, w), (n, h, w, c), (n, c, h, w) or rows (n, features); c is 1, 3 or 4, and where the last axis and
-    the second both are, the last one has the channels.
+    They may be (n, h, w), (n, h, w, c), (n, c, h, w) or rows (n, features). c is 1, 3 or 4; if the last and the second
+    axis both have such a length, the last one has the channels.
+
+    Raises:
+        InputError: the arrays have the wrong types, shapes or values.
     """
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise InputError(f"{path}: {part}_x must be uint8 (0..255) or floats, got {x.dtype}")
@@ -146,7 +149,7 @@ def _checked_arrays(path: Path, x: np.ndarray, y: np.ndarray, part: str) -> tupl
 
 
 def _class_names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> tuple[str, ...]:
-    """Name the classes as the file does, or by their numbers."""
+    """Return the names of the classes from the file, or their numbers."""
     n_classes = int(labels.max()) + 1
     if names is None:
         if n_classes > len(labels):  # before millions of names are made
@@ -164,7 +167,7 @@ def _class_names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> tu
 
 
 def _hold_out(dataset: HeldOutTest, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> RawArrays:
-    """Take a test set from data that has none: a count or a fraction, by a permutation from its seed."""
+    """Hold out a test set, a count or a fraction, from data that has none, by a seeded permutation."""
     n, size = len(images), dataset.test_size
     n_test = size if isinstance(size, int) else round(size * n)
     if not 0 < n_test < n:
@@ -202,7 +205,7 @@ def _open_torchvision(maker: type, dataset: AnyDataset, options: dict[str, Any])
     try:
         return maker(root, download=False, **options)
     except RuntimeError:
-        pass  # not there, or not whole
+        pass  # it is missing or incomplete
     try:
         return maker(root, download=True, **options)
     except Exception as error:  # URLError, HTTPError, RuntimeError of a checksum, OSError of the folder ...
@@ -250,7 +253,7 @@ def _read_image_folder(dataset: ImageFolder) -> RawArrays:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, but for hidden ones, such as `.ipynb_checkpoints`."""
+    """List the names of the folders in a folder, except hidden ones such as `.ipynb_checkpoints`."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 

@@ -14,9 +14,9 @@ def split(n: int, val_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
     """Choose training and validation members: int64 indices, as `torch.utils.data.random_split` does.
 
     Args:
-        n: images to divide.
-        val_size: a count, or a fraction below 1; 0: all are for training, in the data's own order.
-        seed: of the generator.
+        n: the number of images to divide.
+        val_size: a count, or a fraction below 1; 0 leaves all for training, in the data's own order.
+        seed: the seed of the generator.
     """
     if not val_size:
         return torch.arange(n), torch.empty(0, dtype=torch.int64)
@@ -26,7 +26,7 @@ def split(n: int, val_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def generator(seed: int, epoch: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make the generator of one epoch for one purpose: a function of its arguments, never a carried state."""
+    """Make the generator of one epoch for one purpose, as a function of the arguments alone."""
     digest = hashlib.sha256(f"{purpose} {seed} {epoch}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -36,9 +36,9 @@ def epoch_order(indices: Tensor, *, seed: int, epoch: int, shuffle: bool) -> Ten
 
     Args:
         indices: int64 `(n,)`.
-        seed: of the run.
+        seed: the seed of the run.
         epoch: counted from 0 over the whole schedule, not within a stage.
-        shuffle: `False` leaves them as they are.
+        shuffle: `False` keeps their order.
     """
     if not shuffle:
         return indices
@@ -47,23 +47,23 @@ def epoch_order(indices: Tensor, *, seed: int, epoch: int, shuffle: bool) -> Ten
 
 
 def to_float(pixels: Tensor, info: DataInfo, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Scale and normalise: the bits of torchvision's `ToTensor` and `Normalize`.
+    """Scale and normalise pixels, with the same bits as torchvision's `ToTensor` and `Normalize`.
 
     Args:
         pixels: `(..., in_features)`, channel by channel.
-        info: of their data set.
-        mean: for each channel, or one for all; empty: 0.
-        std: likewise; empty: 1.
+        info: the description of their data set.
+        mean: one value for each channel, or one for all; empty: 0.
+        std: one value for each channel, or one for all; empty: 1.
 
     Returns:
-        Float32 of the same shape, on the same device.
+        A float32 tensor of the same shape, on the same device.
     """
     x = pixels.float()
     if info.scale != 1.0:
         x = x.div_(info.scale)
     if not mean and not std:
         return x
-    # by the settings' own count: sources of one content may differ in their shape, the numbers may not
+    # the settings decide the number of channels: sources of one content may differ in shape, but not in numbers
     by_channel = x.view(*x.shape[:-1], max(len(mean), len(std)), -1)
     if mean:
         by_channel.sub_(_column(tuple(mean), x.device))
@@ -74,5 +74,5 @@ def to_float(pixels: Tensor, info: DataInfo, mean: Sequence[float], std: Sequenc
 
 @cache
 def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # kept: a copy to the device in each step would wait for it
+    # cached, since a copy to the device in each step would wait for it
     return torch.tensor(values, device=device)[:, None]

@@ -8,16 +8,16 @@ from stagetree.data import images
 from stagetree.data.cache import Arrays
 
 COLUMNS, ROWS = 8, 5
-"""Of the grid."""
+"""The size of the grid."""
 CELL, GAP, LABEL = 96, 12, 18
-"""Pixels: width and height of an image's place, what is left between places, height of a label."""
+"""In pixels: width and height of a cell, the gap between cells, and the height of a label."""
 
 
 def channel_statistics(arrays: Arrays) -> tuple[list[float], list[float]]:
     """Compute mean and standard deviation of each channel over all training pixels, divided by the scale."""
     info = arrays.info
     sums = np.zeros((2, info.image_shape[0]))
-    for first in range(0, info.n_train, 10_000):  # as float64 the whole set may not fit into memory
+    for first in range(0, info.n_train, 10_000):  # the whole set as float64 may not fit into memory
         rows = arrays.train_images[first : first + 10_000] / info.scale
         pixels = rows.reshape(len(rows), info.image_shape[0], -1)
         sums += pixels.sum((0, 2)), np.square(pixels).sum((0, 2))
@@ -26,7 +26,7 @@ def channel_statistics(arrays: Arrays) -> tuple[list[float], list[float]]:
 
 
 def draw_samples(arrays: Arrays) -> bytes:
-    """Draw the first training images, their labels above them: a PNG file."""
+    """Draw the first training images with their labels as a PNG file."""
     from PIL import Image, ImageDraw, ImageFont
 
     info, font = arrays.info, ImageFont.load_default(13)
@@ -43,7 +43,7 @@ def draw_samples(arrays: Arrays) -> bytes:
         image = images.draw(row, info.image_shape)
         share = CELL / max(image.size)
         size = [max(1, round(side * share)) for side in image.size]
-        # enlarged, each pixel stays visible
+        # each pixel stays visible when enlarged
         image = image.resize(size, Image.Resampling.NEAREST if share > 1 else Image.Resampling.LANCZOS)
         grid.paste(image, (left + (CELL - size[0]) // 2, top + LABEL + (CELL - size[1]) // 2))
     buffer = io.BytesIO()

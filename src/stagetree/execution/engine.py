@@ -16,7 +16,7 @@ WAIT_S = 0.1
 BEFORE = "before it began"
 
 Units = Mapping[str, Collection[str]]
-"""Unit ids in the order in which they are to be started, each with those that train the states it starts from."""
+"""The ids of units in the order to start them, each with the ids of the units that train the states it starts from."""
 
 
 @dataclass(frozen=True)
@@ -25,29 +25,29 @@ class Result:
 
     unit: str
     failed: Mapping[str, str] = field(default_factory=dict)
-    """The reason for the uid of each node that failed."""
+    """Why each node failed, by its uid."""
     stopped: str = ""
     """Why the worker was asked to end before the unit was trained."""
     error: str = ""
     """The error that the worker could not deal with: a sentence or a traceback."""
     unseen: bool = False
-    """Whether it could not see the launching process's files."""
+    """Whether the worker could not see the launching process's files."""
 
 
 class Engine(Protocol):
     """Finds workers for units."""
 
     workers: int
-    """Units that run at a time."""
+    """The number of units that run at a time."""
     outlives: bool
-    """Whether workers go on when the launching process is gone."""
+    """Whether workers continue when the launching process is gone."""
     here: bool
-    """Whether all workers are on this machine for certain, so that they lack the devices that it lacks."""
+    """Whether all workers are certain to be on this machine, and so have no device that it lacks."""
 
     def launch(self, sweep_dir: Path, units: Units) -> Sequence[Result]:
         """Have each unit trained by `run_unit`, at least one of them; return when all have ended.
 
-        What is returned may lack units. Whatever is raised, the event logs and checkpoints are what counts.
+        The results may lack units, and the launch may raise: the supervisor relies on event logs and checkpoints alone.
         """
         ...
 
@@ -71,7 +71,7 @@ def run_unit(sweep_dir: Path, unit_id: str) -> Result:
 
 
 def run_next(sweep_dir: Path, units: Units) -> Result | None:
-    """Train the next unit that can start, in a worker that is bound to none; `None` if none is left."""
+    """Train the next unit that can start, in a worker that is not bound to one; return `None` if none is left."""
     if not sweep_dir.is_dir():
         return run_unit(sweep_dir, next(iter(units)))  # which says so
     locks = output_dir_locks(output_dir_of(sweep_dir))
@@ -86,7 +86,7 @@ def run_next(sweep_dir: Path, units: Units) -> Result | None:
 
 
 class InProcess:
-    """Runs units one after the other, here."""
+    """Runs units one after the other in this process."""
 
     workers, outlives, here = 1, False, True
 

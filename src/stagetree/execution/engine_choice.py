@@ -17,15 +17,15 @@ from stagetree.training.devices import count_devices, resolve_device
 
 
 def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine:
-    """Find out what runs the units.
+    """Choose the engine that fits Hydra's launcher.
 
-    Ray and SLURM know of tasks that wait for others, Hydra's launchers for them do not: there the plugins' settings
-    count, and the engines are asked themselves.
+    Ray and SLURM support tasks that wait for others, but Hydra's launchers for them do not: there only the settings of
+    Hydra's plugin are used, and the units are submitted directly.
 
     Args:
-        context: of the running Hydra application.
-        config: composed for the whole sweep, `hydra` node included.
-        job: any of the sweep.
+        context: the context of the running Hydra application.
+        config: the configuration composed for the whole sweep, with its `hydra` node.
+        job: any job of the sweep.
     """
     execution, device = job.config.execution, resolve_device(job.config.trainer.device)
     launcher = config.hydra.launcher
@@ -38,17 +38,19 @@ def choose_engine(context: HydraContext, config: DictConfig, job: Job) -> Engine
     workers = count_workers(launcher, job.config)
     if launcher._target_.startswith("hydra_plugins.hydra_submitit_launcher"):
         settings = to_plain(launcher)
-        if kind == "LocalLauncher" and settings["gpus_per_node"] is None:  # submitit hides all others
+        if (
+            kind == "LocalLauncher" and settings["gpus_per_node"] is None
+        ):  # submitit hides all GPUs that are not asked for
             settings["gpus_per_node"] = count_devices(device)
         return Submitit(settings, kind == "SlurmLauncher", workers)
     return HydraLauncher(context, config, job.overrides, workers)
 
 
 def count_workers(launcher: DictConfig, config: Config) -> int:
-    """Units that run side by side: as wanted, or with `"auto"` as many as the launcher would run and devices are for.
+    """Count the units that run side by side: as set, or for `"auto"` as many as the launcher and the devices allow.
 
     Raises:
-        InputError: workers would have to share a device, and nobody allowed that.
+        InputError: workers would have to share a device, which the settings do not allow.
     """
     wanted, kind = config.execution.workers, launcher._target_.rpartition(".")[2]
     if kind == "SlurmLauncher":

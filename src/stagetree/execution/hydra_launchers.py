@@ -16,17 +16,17 @@ from stagetree.execution.engine import Result, Units, run_next
 
 
 class HydraLauncher:
-    """Any launcher of Hydra's: a job for each unit, all in one batch.
+    """Runs units with any of Hydra's launchers: a job for each unit, all in one batch.
 
-    Hydra's launchers know nothing of jobs that wait for others, so a job is not bound to a unit: it takes the next one
-    that can start when it starts itself.
+    Hydra's launchers have no jobs that wait for others, so a job is not bound to a unit: when it starts, it takes the
+    next unit that can start.
 
     Args:
-        context: of the running Hydra application.
-        config: composed for the whole sweep, `hydra` node included.
-        overrides: of any job of the sweep. A worker reads no value from the configuration that Hydra composes for it,
-            but composing must succeed, and a group may be mandatory.
-        workers: units that run at a time.
+        context: the context of the running Hydra application.
+        config: the configuration composed for the whole sweep, with its `hydra` node.
+        overrides: the overrides of any job of the sweep. A worker reads no value from the configuration that Hydra
+            composes for it, but composing must succeed, and a group may be mandatory.
+        workers: the number of units that run at a time.
     """
 
     outlives = False
@@ -59,7 +59,7 @@ def _job_overrides(name: str) -> list[str]:
 
 
 def end_idle_workers() -> None:
-    """End joblib's workers at once, which it would keep for another call and bid farewell at its leisure."""
+    """End joblib's workers at once; joblib would keep them for another call and end them slowly."""
     if "joblib" in sys.modules:
         from joblib.externals.loky import get_reusable_executor
 
@@ -70,7 +70,7 @@ def end_idle_workers() -> None:
 
 
 def _with_hydra_settings(config: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
-    """A copy with values set under `hydra`, both for the launcher and for the jobs, which Hydra composes anew."""
+    """Copy a configuration and set values under `hydra`, for the launcher and for the jobs that Hydra composes anew."""
     config = copy.deepcopy(config)
     with read_write(config.hydra), open_dict(config.hydra):
         for key, value in settings.items():

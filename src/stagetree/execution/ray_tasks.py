@@ -1,6 +1,6 @@
 """Run units, and the jobs of other Hydra applications, as Ray tasks.
 
-The settings are those of Hydra's plugin for Ray. Its launcher would wait for the slowest of a batch.
+The settings are those of Hydra's Ray plugin. Its launcher is not used, since it would wait for the slowest of a batch.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Ray:
-    """Tasks of Ray on the cluster that this process is connected to; `connect` makes one.
+    """Runs units as Ray tasks on the cluster that this process is connected to; `connect` makes one.
 
-    Ray starts a task again whose worker or node died, by default three times; a unit goes on from its checkpoints.
+    Ray restarts a task whose worker or node died, by default three times; the unit continues from its checkpoints.
     """
 
     remote: Mapping[str, Any]
-    """Options of `ray.remote`, such as `num_cpus` and `num_gpus` of a worker."""
+    """Options of `ray.remote` for a worker, such as `num_cpus` and `num_gpus`."""
     workers: int
     outlives = False  # Ray ends the tasks of a driver that is gone
     here = False
@@ -42,14 +42,14 @@ class Ray:
         """Connect to the cluster that `init` finds, or start one on this machine.
 
         Args:
-            init: arguments of `ray.init`.
-            remote: options of `ray.remote`; without `num_cpus`, a worker has one.
-            workers: units that run at a time, or `"auto"`: as many as the cluster's CPUs and GPUs allow.
+            init: the arguments of `ray.init`.
+            remote: the options of `ray.remote`; without `num_cpus`, a worker has one.
+            workers: the number of units that run at a time, or `"auto"`: as many as the cluster's CPUs and GPUs allow.
 
         Raises:
             InputError: Ray is not installed.
         """
-        # what workers have to say is in the event logs, and shown by the progress display
+        # workers write to the event logs, which the progress display shows
         ray = start_ray({"log_to_driver": False, "logging_level": logging.WARNING, **init})
         remote = {"num_cpus": 1, **remote}
         return cls(remote, _count_workers(remote, ray.cluster_resources()) if workers == "auto" else int(workers))
@@ -64,7 +64,7 @@ class Ray:
             ended[unit_id] = task.remote(str(sweep_dir), unit_id, *(ended[other] for other in after))
         results = []
         for ref in ended.values():
-            with contextlib.suppress(RayError):  # its worker died, or one before it
+            with contextlib.suppress(RayError):  # its worker, or that of a predecessor, died
                 results.append(ray.get(ref))
         return results
 
@@ -79,10 +79,10 @@ def _run_after(sweep_dir: str, unit_id: str, *_: Result) -> Result:
 
 
 def start_ray(init: Mapping[str, Any]):
-    """Connect to Ray, or start it here, and return its module.
+    """Connect to Ray, or start it on this machine, and return its module.
 
     Raises:
-        InputError: it is not installed.
+        InputError: Ray is not installed.
     """
     try:
         import ray
@@ -97,9 +97,9 @@ def launch_jobs(launcher: "RayLauncher", jobs: Sequence[Sequence[str]], first: i
     """Run jobs of any Hydra application as Ray tasks, and wait for them.
 
     Args:
-        launcher: that Hydra made and set up.
-        jobs: the overrides of each.
-        first: number of the first job.
+        launcher: the launcher that Hydra made and set up.
+        jobs: the overrides of each job.
+        first: the number of the first job.
     """
     setup_globals()
     config = launcher.config

@@ -20,7 +20,7 @@ from stagetree.storage.locks import Locks
 
 LOOK_EVERY_S = 0.1
 PATIENCE_S = 0.9
-"""Between the first signal and the end of workers that have not returned: all is over within two seconds."""
+"""Seconds from the first signal until workers that have not returned are killed; all ends within two seconds."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def stop_asked(folder: Path) -> bool:
-    """Whether a launch is to end."""
+    """Return whether a launch is asked to end."""
     return (folder / "stop").exists()
 
 
@@ -71,9 +71,9 @@ _launching = False
 
 
 class LaunchingProcess:
-    """The launching process while it trains; a context manager.
+    """Handles signals and holds the launch's lock while the launching process trains; use as a context manager.
 
-    The first SIGINT, SIGTERM or SIGHUP asks the workers to keep their states and return; the second, or the end of
+    The first SIGINT, SIGTERM or SIGHUP asks the workers to save their states and return; the second, or the end of
     `PATIENCE_S`, raises `Interrupted` in the main thread, upon which launchers kill their workers.
 
     Args:
@@ -111,9 +111,9 @@ class LaunchingProcess:
         if self.signal is not None:
             raise Interrupted(self.signal)
         self.signal = number
-        # not print: the signal may have come in the middle of one
+        # not print, since the signal may have interrupted one
         os.write(2, b"stopping: states are kept (once more: at once)\n")
-        with contextlib.suppress(OSError):  # a full disk: they are killed then
+        with contextlib.suppress(OSError):  # on a full disk they are killed instead
             (self.folder / "stop").touch()
         self._tell()
         self._timer = threading.Timer(PATIENCE_S, _thread.interrupt_main, [number])
@@ -142,17 +142,19 @@ class StopWatcher:
         self.reason = ""
 
     def check(self) -> None:
-        """Raise `Stopped` if it is time to."""
+        """Raise `Stopped` if it is time to stop."""
         if self.reason:
             raise Stopped(self.reason)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Watch while a unit trains, and after that for the end of the launching process, upon which this one ends."""
+        """Watch while a unit trains; afterwards, end this process when the launching process ends."""
         global _current, _thread_that_looks
         self._active = True
         _current = self
-        if _thread_that_looks is None or not _thread_that_looks.is_alive():  # a forked process has none of its parent's
+        if (
+            _thread_that_looks is None or not _thread_that_looks.is_alive()
+        ):  # a forked process lacks its parent's threads
             _thread_that_looks = threading.Thread(target=_keep_looking, name="stopping", daemon=True)
             _thread_that_looks.start()
         handlers = _to_replace()
@@ -165,13 +167,13 @@ class StopWatcher:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             if self._signal is not None:
-                _pass_on(self._signal)  # states are kept: what was asked for may happen now
+                _pass_on(self._signal)  # states are saved, so the signal may take effect now
 
     def _on_signal(self, number: int, _) -> None:
         self._signal, self.reason = number, signal.Signals(number).name
 
     def look(self) -> None:
-        """See whether it is time to stop."""
+        """Find out whether it is time to stop."""
         if stop_asked(self._folder):
             self.reason = "asked to stop"
         elif self._watches_launcher and self._locks.is_free(_lock_name(self._folder)):
@@ -183,8 +185,8 @@ class StopWatcher:
 def _to_replace() -> dict[int, Any]:
     """The signals upon which a worker keeps its states, with their handlers.
 
-    These are SIGTERM and SIGHUP where they end the process, and the two that engines such as submitit take for the
-    announcement of a preemption. An engine that handles SIGTERM itself goes on doing so.
+    These are SIGTERM and SIGHUP where they would end the process, and SIGUSR1 and SIGUSR2 where an engine such as
+    submitit handles them as the announcement of a preemption. An engine that handles SIGTERM keeps its handler.
     """
     if _launching or threading.current_thread() is not threading.main_thread():
         return {}

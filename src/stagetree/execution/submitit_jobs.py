@@ -1,6 +1,7 @@
 """Run units as jobs of submitit: in processes of this machine, or in SLURM, where jobs wait for others.
 
-The settings are those of Hydra's plugin for submitit. Its launchers would wait for the slowest of a batch.
+The settings are those of Hydra's submitit plugin. Its launchers are not used, since they would wait for the slowest of
+a batch.
 """
 
 import shutil
@@ -21,24 +22,24 @@ if TYPE_CHECKING:
 
 POLL_S = 0.1
 SQUEUE_S, RESULT_S = 2.0, 1.0
-"""Between two looks at SLURM's queue, and between the end of a job there and its result on a shared folder."""
+"""Seconds between two queries of SLURM's queue, and from the end of a job there to its result in a shared folder."""
 PLUGIN_KEYS = {"_target_", "submitit_folder", "max_num_timeout"}
 """Settings of Hydra's submitit launchers that are not for `update_parameters`."""
 RESOURCE_KEYS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes"}
 SHARED_KEYS = RESOURCE_KEYS | {"name", "stderr_to_stdout"}
-"""Settings that all of submitit's executors know; the others are SLURM's."""
+"""Settings that all of submitit's executors have; the others are SLURM's."""
 
 
 class Submitit:
-    """Jobs of submitit: in processes of this machine, or in SLURM.
+    """Runs units as submitit jobs, in processes of this machine or in SLURM.
 
-    SLURM gets all jobs at once, those that wait for others as `afterok`; it starts a preempted one again, which goes on
-    from its checkpoints, and needs no launching process for that.
+    SLURM gets all jobs at once, those that wait for others with `afterok`. It restarts a preempted job, which continues
+    from its checkpoints and needs no launching process for that.
 
     Args:
-        settings: of Hydra's submitit launcher.
+        settings: the settings of Hydra's submitit launcher.
         slurm: whether to submit to SLURM.
-        workers: units that run at a time.
+        workers: the number of units that run at a time.
     """
 
     def __init__(self, settings: Mapping[str, Any], slurm: bool, workers: int):
@@ -48,7 +49,7 @@ class Submitit:
         jobs: dict[str, Job] = {}
         try:
             (self._submit_all if self.outlives else self._submit_some)(sweep_dir, units, jobs)
-        except BaseException:  # a signal: workers keep their states by themselves, what still waits in SLURM must go
+        except BaseException:  # on a signal workers save their states, but jobs that wait in SLURM must go
             for job in jobs.values() if self.outlives else ():
                 if not _has_result(job):
                     job.cancel(check=False)
@@ -110,7 +111,7 @@ class Submitit:
 
 
 def _queued() -> set[str] | None:
-    """Ids of this user's jobs that wait or run in SLURM; `None` if it does not say just now."""
+    """Return the ids of this user's jobs that wait or run in SLURM; `None` if the query fails."""
     done = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%A %F_%K"], capture_output=True, text=True, check=False)
     return None if done.returncode else set(done.stdout.split())
 
@@ -120,7 +121,7 @@ def _has_result(job: "Job") -> bool:
 
 
 class _Task:
-    """A unit as a job that submitit may interrupt and start again."""
+    """The job of a unit, which submitit may interrupt and start again."""
 
     def __init__(self, sweep_dir: Path, unit_id: str):
         self._sweep_dir, self._unit_id = sweep_dir, unit_id

@@ -1,6 +1,6 @@
 """Launch units until each has ended, whatever happens to the workers.
 
-What workers did is read from their event logs and from checkpoints, never from what a launcher returns.
+Progress is read from event logs and checkpoints, never from the values that a launcher returns.
 """
 
 import socket
@@ -22,7 +22,7 @@ from stagetree.tree.stage_tree import Node, StageTree
 from stagetree.tree.units import Unit, predecessors
 
 DEATHS = 3
-"""Of workers that train one run alone, before it is blamed: the first two may have been killed for something else."""
+"""Deaths of workers that train one run alone until it fails: the first two may have had other causes."""
 
 
 class MachineError(Exception):
@@ -30,7 +30,7 @@ class MachineError(Exception):
 
 
 class Supervisor:
-    """Launches units until each has come to its end, or what kills its worker has failed."""
+    """Launches units until each is trained, or the nodes that kill its workers have failed."""
 
     def __init__(self, planned: Plan, output_dir: Path, folder: Path, engine: Engine, since: float):
         self.folder, self.engine = folder, engine
@@ -54,7 +54,7 @@ class Supervisor:
         self._said = ""
 
     def train(self, units: Sequence[Unit]) -> None:
-        """Launch units. What a dead worker left is halved until the culprit is alone, which is tried twice more."""
+        """Launch units. Halve what a dead worker left until the node that kills it is alone; try that twice more."""
         waiting, suspects = list(units), []
         while (batch := suspects or waiting) and not stop_asked(self.folder):
             waiting = waiting if suspects else []
@@ -79,10 +79,10 @@ class Supervisor:
         return [unit for unit in left if unit]
 
     def _launch(self, units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
-        """Launch units; return what is left of those whose workers died, and of those that no worker began.
+        """Launch units; return the remains of those whose workers died, and those that no worker began.
 
         Raises:
-            MachineError: a worker could not go on, and no run is to blame.
+            MachineError: a worker could not continue, and no run is the cause.
         """
         by_id = {unit_id: unit for unit, unit_id in zip(units, self._unit_ids, strict=False)}
         ids = list(by_id)
@@ -90,7 +90,7 @@ class Supervisor:
         for unit_id, unit in by_id.items():
             write_unit(self.folder, unit_id, unit, self.settings, after[unit_id])
         results = self._run(after) if after else []
-        events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # the follower tells
+        events = list(EventReader(self.folder / "events", on_damage=lambda _: None).read())  # the follower reports it
         for event in events:
             if isinstance(event, Trouble):
                 raise MachineError(event.reason)
@@ -119,7 +119,7 @@ class Supervisor:
             return self.engine.launch(self.folder, after)
         except InputError as error:
             raise MachineError(str(error)) from error
-        except (Exception, SystemExit) as error:  # launchers raise when a worker dies; the logs say what was reached
+        except (Exception, SystemExit) as error:  # launchers raise when a worker dies; the logs tell the rest
             self._said = f"{type(error).__name__}: {error}"
             if not stop_asked(self.folder):
                 print(f"launcher: {self._said}", file=sys.stderr)

@@ -39,10 +39,10 @@ WAIT_S = 0.2
 
 
 def train_unit(folder: Path, unit_id: str) -> Result:
-    """Train what `write_unit` put there.
+    """Train a unit that `write_unit` wrote.
 
     Raises:
-        InputError: the unit's file is damaged, or not to be seen from here.
+        InputError: the unit's file is damaged, or this machine cannot see it.
         OSError: states or logs cannot be written, or data cannot be read.
     """
     folder = Path(folder)
@@ -76,7 +76,7 @@ def _sentence(error: OSError) -> str:
 
 
 class _UnitTraining:
-    """The training of a unit: which of its nodes wait, and which failed.
+    """Trains a unit, and knows which of its nodes wait and which failed.
 
     Args:
         nodes: of the unit, parents first.
@@ -132,7 +132,7 @@ class _UnitTraining:
         return []
 
     def _look_again(self, mine: Sequence[Node]) -> list[Node]:
-        """Return those that are to be trained as planned; the others are done, or wait in another form from now on."""
+        """Return the nodes to train as planned; the others are finished, or are replaced by the way to them."""
         folder, since = self._trainer.folder, self._settings.since
         finished = checkpoints.finished(folder, since=since, without=self._lost, on_damage=self._tell)
         todo = []
@@ -168,7 +168,7 @@ class _UnitTraining:
         self._drop_orphans()
 
     def _lose(self, chosen: Sequence[Node], error: checkpoints.StateError) -> None:
-        """Go on without a state: what leads to it is trained anew, once."""
+        """Continue without a damaged state: the nodes that lead to it are trained again, once."""
         self._tell(error)
         self._lost.add(error.uid)
         self._losses[error.uid] += 1

@@ -1,1 +1,1 @@
-"""Hydra plugin: the jobs of any application as Ray tasks."""
+"""A Hydra plugin that runs the jobs of any application as Ray tasks."""

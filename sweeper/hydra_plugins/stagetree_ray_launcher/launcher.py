@@ -1,7 +1,7 @@
-"""Hydra's jobs as Ray tasks. Hydra executes this module at each start, so Ray is imported when jobs are launched.
+"""Run Hydra's jobs as Ray tasks. Hydra executes this module at each start, so Ray is imported when jobs are launched.
 
-It takes the settings of hydra-ray-launcher and gives way to it. That plugin wants `cloudpickle<3`, which today's joblib
-does not get along with.
+The settings are those of hydra-ray-launcher, which is used instead where it is installed. That plugin needs
+`cloudpickle<3`, with which the present joblib does not work.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 
 
 class RayLauncher(Launcher):
-    """A task for each job.
+    """Runs each job as a task.
 
     A sweep of stagetree is not launched by this, since its units wait for others: see `stagetree.execution.ray_tasks`.
 
     Args:
-        ray: `init`, the arguments of `ray.init`, and `remote`, the options of `ray.remote`.
+        ray: the arguments of `ray.init` as `init`, and the options of `ray.remote` as `remote`.
     """
 
     def __init__(self, ray: DictConfig) -> None:
@@ -39,7 +39,7 @@ class RayLauncher(Launcher):
 
 
 if find_spec("hydra_plugins.hydra_ray_launcher") is None:
-    # a dict, as for the sweeper
+    # a dict, for the same reason as the sweeper's
     node: dict[str, Any] = {
         "_target_": f"{__name__}.RayLauncher",
         "ray": {"init": {"address": None}, "remote": {}},

@@ -1,1 +1,1 @@
-"""Hydra plugin: the sweeper that trains shared schedule prefixes once."""
+"""A Hydra plugin with the sweeper that trains shared schedule prefixes once."""

@@ -1,4 +1,4 @@
-"""The sweeper. Hydra executes this module at each start, so everything heavy is imported when a sweep runs."""
+"""Sweep a whole grid. Hydra executes this module at each start, so heavy imports wait until a sweep runs."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from omegaconf import DictConfig
 
 
 class StagetreeSweeper(Sweeper):
-    """Plans the whole grid at once, and gives Hydra's launcher units of the plan instead of jobs.
+    """Plans the whole grid at once, and trains the units of the plan instead of single jobs.
 
-    A program that is not stagetree's has nothing to plan: its jobs are launched as by Hydra's basic sweeper.
+    For any other program there is nothing to plan, and Hydra's basic sweeper launches its jobs.
 
     Args:
-        mode: `train`, or print the plan and train nothing: `plan` as text, `plan_json` as JSON.
-        params: overrides that belong to the grid, as those of Hydra's basic sweeper.
+        mode: `train`; or `plan` or `plan_json`, to print the plan as text or JSON and train nothing.
+        params: overrides that belong to the grid, as for Hydra's basic sweeper.
     """
 
     def __init__(self, mode: str, params: DictConfig | None) -> None:
