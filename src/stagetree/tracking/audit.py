@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from stagetree.tracking.store import Metrics, Recorded
 
 Epochs = Mapping[int, Mapping[str, float]]
-"""By epoch, by the metric's name in MLflow."""
+"""Metric values by epoch and by the metric's name in MLflow."""
 Params = Mapping[str, Mapping[str, Any]]
-"""By uid, by the param's name."""
+"""Params by uid and name."""
 
 ARTIFACTS = ("weights.safetensors", "config.yaml", "curves.svg")
-"""Of each finished run."""
+"""The artifacts of each finished run."""
 AT_ONCE = 500
-"""Runs whose metrics are held in memory at a time."""
+"""Number of runs whose metrics are held in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Differences:
     """The differences between a run in MLflow and its checkpoint."""
 
     missing: Epochs = field(default_factory=dict)
-    """Metrics that can be added."""
+    """Missing metrics, which can be added."""
     wrong: tuple[str, ...] = ()
     """Values that MLflow cannot take back, a phrase each: such a run is recorded anew."""
     lacking: tuple[str, ...] = ()
-    """Anything else that can be added, a phrase each."""
+    """Other missing parts, which can be added, a phrase each."""
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.wrong or self.lacking)
@@ -47,7 +47,7 @@ class Differences:
 
 
 def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an epoch's event or line of a checkpoint's history."""
+    """Select the metrics from an epoch's event or from a line of a checkpoint's history."""
     return {name: value for name, value in line.items() if name not in ("kind", "uid", "epoch", "seconds")}
 
 
@@ -61,7 +61,7 @@ def expected(record: Record) -> Epochs:
 
 
 def compare(wanted: Epochs, recorded: "Metrics") -> Differences:
-    """Compare a run's metrics with what they must be.
+    """Compare a run's metrics with the expected ones.
 
     Args:
         wanted: from `expected`.
@@ -83,14 +83,14 @@ def compare(wanted: Epochs, recorded: "Metrics") -> Differences:
 def examine(
     store: TrackingStore, runs: Sequence["Recorded"], params: Params | None = None
 ) -> Iterator[tuple["Recorded", "Metrics", Differences]]:
-    """Compare finished runs with their checkpoints, where there are any, and yield each with all its metrics.
+    """Compare finished runs with their checkpoints, if these exist, and yield each run with all its metrics.
 
-    A server is asked for whole curves only where a run's last values differ, since each curve is a request.
+    A server is asked for whole curves only if a run's last values differ, since each curve is a request.
 
     Args:
-        store: that they are recorded in.
-        runs: that are finished.
-        params: that runs must have: look at these too, and read every artifact and curve.
+        store: in which they are recorded.
+        runs: finished ones.
+        params: the expected ones; if given, they are compared too, and every artifact and curve is read.
     """
     from stagetree.tracking.store import load_metrics  # pandas and SQLAlchemy
 
@@ -154,7 +154,7 @@ def _damaged(uri: str, run: "Recorded", record: Record) -> Iterator[str]:
 
 
 def local_path(uri: str | None) -> Path | None:
-    """The folder of a run's artifacts, if it is one of this machine's file system."""
+    """Find the folder of a run's artifacts; `None` if it is not in this machine's file system."""
     if not uri:
         return None
     parts = urlsplit(uri)
@@ -168,7 +168,7 @@ def _same(one: float, other: float) -> bool:
 
 
 def _ranges(epochs: Epochs) -> str:
-    """`0 to 2, 7`."""
+    """Write the epochs as ranges, as in `0 to 2, 7`."""
     parts: list[list[int]] = []
     for epoch in sorted(epochs):
         if parts and parts[-1][-1] == epoch - 1:

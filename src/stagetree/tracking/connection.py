@@ -1,4 +1,4 @@
-"""The MLflow store of a configuration: where it is, how to open it, and how to find something in it."""
+"""Connects to the MLflow store of a configuration and searches it."""
 
 import logging
 import os
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from stagetree.tracking.store import Recorded
 
 MOST_METRICS, MOST_PARAMS = 1000, 100
-"""That MLflow takes at once."""
+"""The most metrics and params that MLflow takes in one call."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment, without which MLflow's user interface takes it for one with a language model."""
+"""A tag of the experiment; without it MLflow's user interface shows the one for language models."""
 LONGEST_TAG = 5000  # characters; MLflow refuses 8,000
 REPLACES = "stagetree.replaces"
 """Tag of a run that is to supersede others once it is finished: their ids."""
 VIEW = "stagetree"
-"""Key of the view of an experiment's table that `stagetree ui` opens."""
+"""The key of the view of an experiment's table that `stagetree ui` opens."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-"""Where MLflow's user interface looks for it."""
+"""The tag in which MLflow's user interface looks for that view."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class TrackingStore:
     uri: str
     """MLflow's tracking URI."""
     experiment: str
-    """Its name."""
+    """The experiment's name."""
     output_dir: Path
-    """Absolute; of checkpoints and locks."""
+    """The absolute folder of checkpoints and locks."""
     artifacts: str | None = None
-    """Path or URI for those of a new experiment; `None`: the output folder, or where a server puts them."""
+    """Path or URI for the artifacts of a new experiment; `None`: the output folder, or the server's own place."""
 
     @classmethod
     def of(cls, config: Config) -> "TrackingStore":
-        """The store that a configuration names."""
+        """Make the store that a configuration names."""
         return cls(config.store_uri, config.tracking.experiment, config.output_folder, config.tracking.artifacts)
 
     @property
     def is_server(self) -> bool:
-        """Whether MLflow's server is between us and the database."""
+        """Whether the store is an MLflow server."""
         return self.uri.startswith(("http:", "https:"))
 
     @property
@@ -69,7 +69,7 @@ class TrackingStore:
         return checkpoints.folder_of(self.output_dir)
 
     def connect(self) -> "MlflowClient":
-        """Open the store to write to it, as `connect`."""
+        """Open the store for writing: see `connect`."""
         return connect(self.uri)
 
     def experiment_id(self, client: "MlflowClient") -> str:
@@ -105,12 +105,12 @@ class TrackingStore:
 
 
 def is_sql(uri: str) -> bool:
-    """Whether a store is a database that can be asked directly."""
+    """Tell whether a store is a database that can be asked directly."""
     return uri.split("://")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite database; `None` for any other store."""
+    """Find the file of a SQLite database; `None` for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
@@ -122,12 +122,12 @@ def end_killed(client: "MlflowClient", run_id: str, *, replaces: bool) -> None:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """Open a store to write to it.
+    """Open a store for writing.
 
-    A new SQLite database is made aside, under a lock, since MLflow makes its schema without either.
+    A new SQLite database is made aside and under a lock, since MLflow does neither when it makes the schema.
 
     Raises:
-        InputError: a database is there that cannot be used.
+        InputError: there is a database, but it cannot be used.
     """
     from mlflow import MlflowClient
 
@@ -158,13 +158,13 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def in_pieces(name: str, text: str) -> dict[str, str]:
-    """Tags that hold a text of any length: `name`, `name.1`, `name.2`, ..."""
+    """Divide a text of any length between the tags `name`, `name.1`, `name.2`, ..."""
     starts = range(0, max(len(text), 1), LONGEST_TAG)
     return {f"{name}.{k}" if k else name: text[start : start + LONGEST_TAG] for k, start in enumerate(starts)}
 
 
 def joined(tags: Mapping[str, str], name: str) -> str | None:
-    """The text that `in_pieces` divided; `None` if there is none."""
+    """Join the text that `in_pieces` divided; `None` if there is none."""
     if name not in tags:
         return None
     pieces = [tags[name]]
@@ -174,12 +174,12 @@ def joined(tags: Mapping[str, str], name: str) -> str | None:
 
 
 def cut(text: str, most: int = LONGEST_TAG) -> str:
-    """The beginning of a text that is only for people to read, if it is long."""
+    """Shorten a long text that only people read to its beginning."""
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def pages(search: Callable) -> Iterator[Any]:
-    """Go through all of a search, of which one call gives 1,000 entries at most."""
+    """Yield all entries of a search, of which one call returns 1,000 at most."""
     page = search(max_results=1000)
     yield from page
     while page.token:
@@ -188,7 +188,7 @@ def pages(search: Callable) -> Iterator[Any]:
 
 
 def find_sweep(client: "MlflowClient", experiment: str, sweep_id: str) -> str | None:
-    """The id of a sweep's parent run, if there is one."""
+    """Find the id of a sweep's parent run, if there is one."""
     query = f"tags.`stagetree.kind` = 'sweep' AND tags.`stagetree.sweep` = '{sweep_id}'"
     found = client.search_runs([experiment], query, max_results=1)
     return found[0].info.run_id if found else None

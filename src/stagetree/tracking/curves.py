@@ -15,11 +15,11 @@ COLOURS = {"train": "#1f77b4", "val": "#ff7f0e", "test": "#2ca02c"}
 
 
 def draw(title: str, history: Sequence[Mapping[str, float]], epochs: Sequence[int]) -> str:
-    """Draw loss and accuracy over epochs, a line at each stage's end: SVG.
+    """Draw loss and accuracy over epochs as SVG, with a line at each stage's end.
 
     Args:
         title: above the plot.
-        history: a line an epoch; epoch 0 is before training.
+        history: a line for each epoch; epoch 0 is before training.
         epochs: of each stage.
     """
     ends = list(accumulate(epochs))[:-1] if len(epochs) <= MOST_DOTS else []
@@ -78,7 +78,7 @@ def _plot(
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """About five round numbers that enclose a range."""
+    """Choose about five round numbers that enclose a range."""
     rough = (high - low or abs(high) or 1.0) / 4
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= rough)

@@ -1,4 +1,4 @@
-"""Follow a sweep's event logs while it trains, for MLflow and for the person who waits."""
+"""Follows a sweep's event logs while it trains, for MLflow and for the person who waits."""
 
 import math
 import threading
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 DRAIN_S = 0.05
 AT_ONCE = 4
-"""Runs written to a server at a time, since a run is ten requests, and each waits for its answer. MLflow's server gives
-up requests when its connections to the database run out, 15 a process: many sweeps at once may bring it there."""
+"""Number of runs written to a server at a time, since each takes ten requests that wait for answers. MLflow's server
+refuses requests when its 15 database connections a process run out, which many sweeps at once may cause."""
 HURRY_S = 0.3
-"""For MLflow when everything must end at once; what is not written is made good at the next start."""
+"""Time for MLflow when everything must end at once; the next start writes the rest."""
 
 
 class Listener(Protocol):
-    """Tells a person what happens while a sweep trains; a context manager around the training."""
+    """Shows a person the progress of a sweep; a context manager around the training."""
 
     def __enter__(self) -> Any: ...
 
@@ -34,26 +34,26 @@ class Listener(Protocol):
         """Take one event of the sweep's logs."""
 
     def note(self, text: str) -> None:
-        """Say what is worth knowing and no failure."""
+        """Show a remark that reports no failure."""
 
     def recording(self, backlog: int) -> None:
-        """Show how many runs wait to be written to MLflow, when training is over."""
+        """Show the number of writes that MLflow still waits for after training."""
 
     def refresh(self) -> None:
-        """Show what is new."""
+        """Show the news since the last call."""
 
 
 class EventFollower:
     """A thread that reads events as they come; use as a context manager around the training.
 
-    Training goes on while tracking is down: what could not be written is written at the end, or by the next start of
-    the same sweep.
+    Training goes on while tracking is down: whatever could not be written is written at the end, or by the next start
+    of the same sweep.
 
     Args:
         events: folder of the logs.
-        listener: told of every event.
-        open_tracker: connects to MLflow, to write so many runs at a time. Called in the thread, as importing MLflow
-            takes seconds.
+        listener: receives every event.
+        open_tracker: connects to MLflow, to write so many runs at a time. It is called in the thread, as importing
+            MLflow takes seconds.
     """
 
     def __init__(self, events: Path, listener: Listener, open_tracker: Callable[[int], "Tracker"]):
@@ -65,10 +65,10 @@ class EventFollower:
         self._tracker: Tracker | None = None
         self._deadline = math.inf
         self.tracking_error: Exception | None = None
-        """Why MLflow lacks something, if it does when all is over."""
+        """The error that keeps MLflow's records incomplete, if there is one when all is over."""
 
     def hurry(self) -> None:
-        """End soon, whatever is not written yet."""
+        """End soon, even if some writes are left."""
         self._deadline = time.monotonic() + HURRY_S
         self._stop.set()
 
@@ -123,7 +123,7 @@ class EventFollower:
             )
 
     def _finish(self) -> None:
-        """Write the rest; after an outage, everything once more from the logs, which doubles nothing."""
+        """Write the rest; after an outage write everything again from the logs, which doubles nothing."""
         if self._hurries:
             self._track(lambda tracker: tracker.stop(self._deadline))
             return
@@ -136,7 +136,7 @@ class EventFollower:
         self._track(lambda tracker: tracker.close())
 
     def _drain(self) -> None:
-        """Wait for what is on its way to MLflow."""
+        """Wait for the writes that are on their way to MLflow."""
         while True:
             self._track(lambda tracker: tracker.flush())
             if self.tracking_error is not None or self._tracker is None:

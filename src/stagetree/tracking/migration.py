@@ -1,7 +1,7 @@
-"""`stagetree migrate URI`: copy an experiment to another MLflow store, such as a team's server.
+"""Copies an experiment to another MLflow store, such as a team's server: `stagetree migrate URI`.
 
 Runs are written through MLflow's own interface, so that a server with a login and artifacts of its own can take them.
-A run is there as a whole or is written again by the same command.
+A run that was not copied as a whole is written again by the same command.
 """
 
 import tempfile
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ORIGIN = "stagetree.migrated_from"
-"""Tag with the id that a run had in the other store."""
+"""A tag with the id that a run had in the store it comes from."""
 PARENT = "mlflow.parentRunId"
 
 
 def migrate(config: Config, target_uri: str, show: Callable[[Iterable, int], Iterable]) -> int:
     """Copy what the experiment holds and the other store does not have yet; return the count of runs copied.
 
-    Ids are new there. Everything else is as it was: names, times, status, params, metrics with their steps, tags and
-    artifacts. A sweep that is run again with the other store goes on with what was copied.
+    They get new ids there. Everything else is as it was: names, times, status, params, metrics with their steps, tags and
+    artifacts. A sweep that is run again with the other store goes on from the copies.
 
     Args:
-        config: `store_uri` and `tracking` are where from.
-        target_uri: MLflow tracking URI of where to.
-        show: passes an iterable of a known length on, and shows how far it is.
+        config: its `store_uri` and `tracking` name the store to copy from.
+        target_uri: MLflow tracking URI of the store to copy to.
+        show: passes an iterable of a known length on, and shows its progress.
 
     Raises:
         InputError: there is nothing to copy, or nowhere to copy it to.
@@ -71,10 +71,10 @@ class _Copy:
     def __init__(self, source: "MlflowClient", target: "MlflowClient", experiment: str):
         self._source, self._target, self.experiment = source, target, experiment
         self.there: dict[str, str] = {}
-        """Ids of runs that are whole in the other store, by those that they had."""
+        """New ids of the runs that are whole in the other store, by their old ids."""
 
     def find_copied(self) -> None:
-        """Find what was copied before, and delete what was copied in part."""
+        """Find the runs copied before, and delete those copied in part."""
         for run in list(pages(partial(self._target.search_runs, [self.experiment]))):
             if (origin := run.data.tags.get(ORIGIN)) is None:
                 continue

@@ -11,10 +11,10 @@ from stagetree.tracking.connection import connect
 
 
 def load_network(output_dir: Path, uid: str, uri: str, run_id: str) -> Network:
-    """Read a finished run's network: from its checkpoint, or from MLflow where that was deleted or is damaged.
+    """Load a finished run's network from its checkpoint, or from MLflow if that is missing or damaged.
 
     Raises:
-        InputError: neither is to be had, or what is known of its data is gone.
+        InputError: neither can be read, or the record of its data is missing.
     """
     try:
         return Network.load(output_dir, uid)
@@ -32,7 +32,7 @@ def _recorded(output_dir: Path, uri: str, run_id: str) -> Network:
     """Read the final state of a run from its artifacts in MLflow.
 
     Raises:
-        Exception: of many kinds, MLflow's and the network's; `ValueError` if it is not what was trained.
+        Exception: of many kinds, MLflow's and the network's; `ValueError` if the weights are damaged.
     """
     import yaml
     from safetensors.numpy import load_file

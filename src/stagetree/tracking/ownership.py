@@ -1,6 +1,6 @@
 """Locks on runs and sweeps in MLflow, and the end of those that dead processes left RUNNING.
 
-What is RUNNING there without such a lock was left by a dead process.
+A run that is RUNNING there without such a lock was left by a dead process.
 """
 
 import socket
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["run", "sweep"]
 NAME_TAGS = {"run": "stagetree.uid", "sweep": "stagetree.sweep"}
-"""Which tag names a run or a sweep."""
+"""The tag that names a run or a sweep."""
 
 
 class Ownership:
@@ -27,7 +27,7 @@ class Ownership:
         self._store = store
         self._locks = output_dir_locks(store.output_dir)
         self.writer = f"{socket.gethostname()} {store.output_dir}"
-        """Tag of what is written here: where its lock is."""
+        """The tag of all that this process writes; it says where the lock is."""
 
     def take(self, kind: Kind, name: str) -> bool:
         """Become the writer of a run or a sweep, unless another process is."""
@@ -38,7 +38,7 @@ class Ownership:
         self._locks.release(self._lock_name(kind, name))
 
     def end_dead(self, client: "MlflowClient", experiment_id: str) -> dict[str, Mapping[str, str]]:
-        """End all that is RUNNING in the experiment and whose writer is dead; return the rest: tags by run id."""
+        """End all runs that are RUNNING in the experiment though their writer is dead; return the other runs' tags by id."""
         found = pages(partial(client.search_runs, [experiment_id], "attributes.status = 'RUNNING'"))
         running = {run.info.run_id: run.data.tags for run in found}
         return {run_id: tags for run_id, tags in running.items() if not self._end_if_dead(client, run_id, tags)}
@@ -54,7 +54,7 @@ class Ownership:
         locks, lock = output_dir_locks(Path(folder)), self._lock_name(kind, tags[NAME_TAGS[kind]])
         if locks.holds(lock) or not locks.take(lock):
             return False
-        # A writer ends its run before it gives the lock back: what is RUNNING now has none.
+        # A writer ends its run before it releases the lock: a run that is RUNNING now has none.
         if client.get_run(run_id).info.status == "RUNNING":
             end_killed(client, run_id, replaces=REPLACES in tags)
         locks.release(lock)

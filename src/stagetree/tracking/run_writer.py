@@ -1,7 +1,7 @@
 """Write one run to MLflow, from its beginning to its end.
 
-Metrics go out live, in batches. Whatever could not be written, or was written before a crash, is made good from the
-checkpoints by `RunWriter.finish` when a run is done or found done.
+Metrics go out live, in batches. When a run is done or found done, `RunWriter.finish` adds from the checkpoint whatever
+is missing, and corrects what a crash left.
 """
 
 import contextlib
@@ -51,33 +51,33 @@ class Destination:
     client: "MlflowClient"
     experiment_id: str
     tags: dict[str, str]
-    """Of each run."""
+    """The tags of each run."""
     since: float = 0.0
-    """States written before do not count; a file's time in seconds."""
+    """States written before this do not count; a file's time in seconds."""
 
 
 class RunWriter:
-    """Writes one run. Several threads may call it; what was written already is not written again."""
+    """Writes one run. Several threads may call it; nothing is written twice."""
 
     def __init__(self, entry: RunEntry, destination: Destination):
         self.entry = entry
         self._run_id: str | None = None
         self.ended = False
-        """Whether MLflow knows how it ended."""
+        """Whether MLflow has its final status."""
         self.is_complete = False
-        """Whether MLflow is known to say of it what its checkpoint says."""
+        """Whether MLflow is known to agree with its checkpoint."""
         self.supersedes: list[str] = []
-        """Ids of runs in MLflow that this one replaces once it is finished."""
+        """Ids of the runs in MLflow that this one replaces once it is finished."""
         self._to, self._client = destination, destination.client
         self._waiting: deque[tuple[int, Mapping[str, float]]] = deque()  # filled by one thread, emptied by another
         self._recorded: dict[str, list[tuple[int, float]]] = {}
-        """All that MLflow holds of its metrics."""
+        """All its metrics that MLflow holds."""
         self._epochs: set[int] = set()
-        """Those that MLflow holds something of."""
+        """The epochs of which MLflow holds metrics."""
         self._begun = self._is_running = False
-        """Whether this process wrote to it, and whether MLflow takes it for running."""
+        """Whether this process wrote to it, and whether it is RUNNING in MLflow."""
         self._has_prefix = False
-        """Whether the epochs that were trained before this launch are written."""
+        """Whether the epochs trained before this launch are written."""
         self._lock = threading.Lock()
 
     @property
@@ -92,7 +92,7 @@ class RunWriter:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is something to flush."""
+        """Whether epochs wait to be written."""
         return bool(self._waiting)
 
     def flush(self) -> None:
@@ -103,17 +103,17 @@ class RunWriter:
                 self._write_new(epochs)
 
     def finish(self) -> None:
-        """Make MLflow say what the checkpoint says, if its final state exists; else write nothing.
+        """Make MLflow agree with the checkpoint, if the final state exists; else write nothing.
 
-        What is missing is added. MLflow takes nothing back: if a value is there twice, or is another one, the run is
-        recorded anew, and what was there is superseded.
+        Missing values are added. MLflow takes nothing back: if a value is doubled or wrong, the run is recorded anew,
+        and the old record is superseded.
         """
         with self._lock:
             if self.is_complete:
                 return
             record = checkpoints.find(self._to.store.checkpoints, self.entry.uid, since=self._to.since)
             if record is None or record.test is None or checkpoints.damage(self._to.store.checkpoints, record):
-                return  # what is damaged is no result: the same command trains it again
+                return  # a damaged state is no result: the same command trains it again
             self._waiting.clear()
             wanted = expected(record)
             found = compare(wanted, self._recorded)
@@ -144,7 +144,7 @@ class RunWriter:
             self._end("FAILED")
 
     def kill(self, timeout: float) -> None:
-        """End a run that was begun and will not be gone on with, unless a thread is at work on it for so long."""
+        """End a run that was begun and will not go on, unless a thread works on it for longer than `timeout` seconds."""
         if self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX))):
             try:
                 if self._is_running:
@@ -153,13 +153,13 @@ class RunWriter:
                 self._lock.release()
 
     def resume(self, run_id: str, recorded: "Metrics", status: str, *, anew: bool = False) -> None:
-        """Go on with a run that an earlier process began, or put right one that it finished.
+        """Go on with a run that an earlier process began, or correct one that it finished.
 
         Args:
             run_id: MLflow's.
-            recorded: all that MLflow holds of its metrics.
-            status: MLflow's; one that is not FINISHED is RUNNING once something is written.
-            anew: whether it says something that MLflow cannot take back, so that another run must supersede it.
+            recorded: all its metrics that MLflow holds.
+            status: MLflow's; a run that is not FINISHED becomes RUNNING with the next write.
+            anew: whether MLflow holds wrong values, which it cannot take back, so that another run must supersede it.
         """
         self._run_id, self.ended, self.is_complete = run_id, status == "FINISHED", False
         self._is_running = status == "RUNNING"

@@ -1,6 +1,7 @@
 """Read the runs of an experiment from MLflow into a DataFrame. Reading never makes a store.
 
-A SQL store is read by one query a table: 10,000 runs take about 1 s so, and 16 s through MLflow's own search (2 cores).
+A SQL store is read with one query for each table: 10,000 runs take about 1 s, and 16 s through MLflow's own search
+(2 cores).
 """
 
 import json
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = ("run_id", "run_name", "sweep", "uid", "trunk", "trunk_json", "status", "reason", "command", "stages")
 MOST_IDS = 500
-"""In one query."""
+"""The most ids in one query."""
 
 Metrics = Mapping[str, Sequence[tuple[int, float]]]
-"""All that a store holds of a run's metrics: by name, each value with its step, in the order of the steps."""
+"""All values of a run's metrics in a store: by name, each with its step, in the order of the steps."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Recorded:
     artifact_uri: str | None = None
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    """The last value of each."""
+    """The last value of each metric."""
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -55,9 +56,9 @@ def load(uri: str, experiment: str) -> DataFrame:
 
     Sweeps' parent runs, superseded runs and deleted runs are left out. A name that several data sets have is followed
     by the beginning of the digest, `small.npz 1a2b3c4d`. The columns are `ATTRIBUTES`, then `params.COLUMNS` and every
-    other param of any run, then `METRICS`, float64. `stages` is the schedule as JSON, which `stages_of` reads; of more
-    than `WRITTEN_OUT` stages `lrs` and `epochs` have it in brief. Params whose values are all numbers are numbers,
-    Int64 or float64; missing text is None.
+    other param of any run, then `METRICS`, float64. `stages` is the schedule as JSON, which `stages_of` reads; `lrs`
+    and `epochs` shorten a schedule of more than `WRITTEN_OUT` stages. Params whose values are all numbers are Int64 or
+    float64; missing text is None.
 
     Args:
         uri: MLflow's tracking URI.
@@ -70,9 +71,9 @@ def load(uri: str, experiment: str) -> DataFrame:
 
 
 def read(uri: str, experiment: str) -> list[Recorded]:
-    """Read the runs of an experiment as they are recorded, without sweeps' parent runs and what was superseded.
+    """Read the runs of an experiment as they are recorded, without sweeps' parent runs and superseded runs.
 
-    A finished record says itself which others it supersedes: a kill may come before these are told.
+    A finished run itself names the runs that it supersedes: a kill may come before they are tagged.
 
     Raises:
         InputError: as `load`.
@@ -100,7 +101,7 @@ def _read_sql(uri: str, experiment: str) -> list[Recorded]:
                 of_run = table.c.run_uuid == runs.c.run_uuid
                 return connection.execute(sql.select(*table.c).join(runs, of_run).where(chosen))
 
-            # Runs first: whatever a writer adds meanwhile, a run that was finished here has all its values below.
+            # Runs first: whatever a writer adds meanwhile, a run that is finished here has all its values below.
             found = connection.execute(sql.select(runs.c.run_uuid, runs.c.status, runs.c.artifact_uri).where(chosen))
             recorded = {run_id: Recorded(run_id, status, folder) for run_id, status, folder in found}
             nobody = Recorded("", "")  # takes the values of runs that began after that
@@ -134,12 +135,12 @@ def load_histories(uri: str, run_ids: Sequence[str]) -> dict[str, dict[str, dict
 def load_metrics(
     uri: str, run_ids: Sequence[str], wanted: Callable[[str], bool] = lambda name: True
 ) -> Mapping[str, Metrics]:
-    """Read every value that a store holds of the metrics of runs, by the runs' ids.
+    """Read every value of the metrics of runs, by the runs' ids.
 
     Args:
         uri: of the store.
         run_ids: of the runs.
-        wanted: whether a metric of this name is read; from an MLflow server each takes a request.
+        wanted: tells whether a metric of this name is read; from an MLflow server each takes a request.
 
     Raises:
         InputError: the store cannot be read.
@@ -248,7 +249,7 @@ def _to_frame(recorded: Iterable[Recorded]) -> DataFrame:
 
 
 def _tell_data_apart(frame: DataFrame) -> DataFrame:
-    """Add to the name of a data set that stands for several the beginning of each one's digest."""
+    """Add the beginning of the digest to each name that several data sets share."""
     if "dataset_digest" not in frame:
         return frame
     several = frame.groupby("dataset")["dataset_digest"].transform("nunique") > 1
@@ -259,7 +260,7 @@ def _tell_data_apart(frame: DataFrame) -> DataFrame:
 
 @lru_cache(maxsize=1000)  # a sweep has few schedules and many runs
 def _schedule(lrs: str | None, epochs: str | None, stages: str | None) -> dict[str, str | None]:
-    """A schedule as it would be recorded now, and whole: earlier versions wrote long lists out."""
+    """Convert a schedule to the present columns: earlier versions wrote out long lists."""
     if stages is not None:
         return {"stages": stages}
     try:
@@ -285,7 +286,7 @@ def param_columns(frame: DataFrame) -> list[str]:
 
 
 def _unclamped(value: float) -> float:
-    """MLflow stores infinity as the largest float."""
+    """Restore infinity, which MLflow stores as the largest float."""
     return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 

@@ -11,8 +11,8 @@ from typing import Any
 class Threads:
     """Makes calls in threads of its own, in the order in which they were submitted.
 
-    As `concurrent.futures.ThreadPoolExecutor`, which however holds up the end of the process until its last call has
-    returned: with a server that is gone, for minutes.
+    `concurrent.futures.ThreadPoolExecutor` does so too, but delays the end of the process until its last call has
+    returned, which takes minutes if a server is gone.
 
     Args:
         count: calls that are under way at a time.
@@ -24,7 +24,7 @@ class Threads:
         self._started = 0
 
     def submit(self, call: Callable[[], Any]) -> Future:
-        """Have a call made soon. All calls of this come from one thread."""
+        """Make a call soon. This method may only be called from one thread."""
         if self._started < self._count:
             self._started += 1
             threading.Thread(target=self._work, daemon=True).start()
@@ -33,7 +33,7 @@ class Threads:
         return future
 
     def stop(self) -> None:
-        """Drop the calls that were not begun, and end the threads after those that were."""
+        """Drop the calls that were not begun, and end the threads once the others have returned."""
         with contextlib.suppress(queue.Empty):
             while waiting := self._calls.get_nowait():
                 waiting[0].cancel()

@@ -27,7 +27,7 @@ OTHERS_S = 30.0
 """Seconds that a sweep waits at its end for another one to record the runs that both contain."""
 
 SHARE_OF_TIME = 0.03
-"""Most of its time that a thread may spend on live metrics: they wait longer where the store is slow."""
+"""Largest share of its time that a thread spends on live metrics, which wait longer if the store is slow."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class SweepRecord:
     """A launch of a sweep, as it is recorded."""
 
     sweep_id: str
-    """Names the parent run; a relaunched sweep goes on with the same."""
+    """The id in the parent run's tags; a relaunched sweep goes on with the same."""
     launch: str
-    """Name of the launch's folder, to find its logs; no two launches have the same."""
+    """Name of the launch's folder, which has its logs; no two launches have the same."""
     command: str
-    """As typed."""
+    """The command as typed."""
     runs: Sequence[RunEntry] = ()
 
 
@@ -47,7 +47,7 @@ class SweepRecord:
 class Tracker:
     """Writes one sweep's runs to MLflow; `open` makes one.
 
-    What is written waits for nobody: `backlog` counts what is on its way, and an error is raised by a later call.
+    Calls do not wait for writes: `backlog` counts those on their way, and a later call raises their errors.
     """
 
     sweep: SweepRecord
@@ -57,10 +57,10 @@ class Tracker:
     ownership: Ownership
     """This process writes all runs but `others`."""
     others: set[str]
-    """Uids of runs that other processes write."""
+    """Uids of the runs that other processes write."""
     threads: Threads
     params: Params | None = None
-    """If given, these and the content of artifacts are looked at too, of what is finished."""
+    """If given, the params and artifacts of finished runs are checked too."""
 
     def __post_init__(self) -> None:
         self._writers = {run.uid: RunWriter(run, self.destination) for run in self.sweep.runs}
@@ -77,16 +77,16 @@ class Tracker:
     def open(
         cls, store: TrackingStore, sweep: SweepRecord, *, since: float = 0.0, at_once: int = 1, thorough: bool = False
     ) -> "Tracker":
-        """Connect, end what dead processes left RUNNING, and go on with what the experiment holds of the sweep.
+        """Connect, end the runs that dead processes left RUNNING, and go on with the sweep's runs in the experiment.
 
         Args:
             store: to write to.
             sweep: to record.
-            since: states written before do not count: their runs are recorded anew, and supersede the older ones once
-                they are finished. A file's time in seconds.
-            at_once: runs written at a time to a server. A database is quicker with one: there, what takes the time is
-                our own work.
-            thorough: look at params and the content of artifacts too, of what is finished.
+            since: states written before this do not count: their runs are recorded anew, and supersede the older ones
+                once they are finished. A file's time in seconds.
+            at_once: runs written at a time to a server. A database is quicker with one, since our own work takes most
+                of the time there.
+            thorough: whether params and artifacts of finished runs are checked too.
 
         Raises:
             InputError: the store's database cannot be used.
@@ -99,7 +99,7 @@ class Tracker:
             "stagetree.sweep": sweep.sweep_id,
         }
         destination = Destination(store, client, experiment_id, _environment_tags() | own, since)
-        # Locked before the store is read: what is seen of these runs then is all there is.
+        # Locked before the store is read: nobody else adds to these runs from then on.
         others = {run.uid for run in sweep.runs if not ownership.take("run", run.uid)}
         running = ownership.end_dead(client, experiment_id)
         parent = _open_parent(sweep, destination, ownership)
@@ -117,11 +117,11 @@ class Tracker:
 
     @property
     def backlog(self) -> int:
-        """Writes that are on their way."""
+        """Number of writes on their way."""
         return len(self._calls)
 
     def on_event(self, event: Event) -> None:
-        """Take one event of the sweep's logs; what it leads to is written later."""
+        """Take one event of the sweep's logs, and write its consequences later."""
         match event:
             case EpochEnded(uid, line):
                 for run in self._unended(uid):
@@ -136,15 +136,15 @@ class Tracker:
                         self._soon(lambda run=run: self._end(run, lambda: run.fail(reason, traceback)))
 
     def _unended(self, node_uid: str) -> list[RunWriter]:
-        """Runs through a node that this process has still to end."""
+        """List the runs through a node that this process still has to end."""
         runs = self._writers_by_node.get(node_uid, [])
         return [run for run in runs if not run.ended and run.entry.uid not in self.others]
 
     def flush(self) -> None:
-        """Write live metrics that wait, if it is time to.
+        """Write the live metrics that wait, if it is time to.
 
         Raises:
-            Exception: what an earlier write raised, of many kinds: MLflow's, the database's, the network's.
+            Exception: an earlier write failed, with an error of MLflow, the database or the network.
         """
         self._raise_errors()
         if all(call.done() for call in self._live):
@@ -157,7 +157,7 @@ class Tracker:
         self._live = [self._soon(lambda run=run: _timed(run.flush)) for run in self._writers.values() if run.is_waiting]
 
     def settle(self) -> None:
-        """Write all that waits, and wait for it.
+        """Write all live metrics that wait, and wait for all writes.
 
         Raises:
             Exception: as `flush`.
@@ -167,13 +167,13 @@ class Tracker:
         self._raise_errors()
 
     def catch_up(self) -> None:
-        """Begin to write all that is missing, as checkpoints say."""
+        """Begin to write all values that MLflow lacks, from the checkpoints."""
         for uid, run in self._writers.items():
             if uid not in self.others:
                 self._finish_soon(run)
 
     def close(self) -> None:
-        """Write all that is missing and end the sweep's parent run.
+        """Write all values that MLflow lacks, and end the sweep's parent run.
 
         Raises:
             Exception: as `flush`.
@@ -186,7 +186,7 @@ class Tracker:
         self.stop(math.inf, "FINISHED" if complete else "FAILED")
 
     def stop(self, deadline: float, status: str = "KILLED") -> None:
-        """End what is left in MLflow as far as time allows; the next start ends the rest.
+        """End the runs left in MLflow as far as time allows; the next start ends the rest.
 
         Args:
             deadline: on the clock of `time.monotonic`.
@@ -204,7 +204,7 @@ class Tracker:
                 self.ownership.release("run", uid)
 
     def abandon(self) -> None:
-        """Write nothing more, once what is under way has come to its end."""
+        """Wait for the calls under way, and write nothing more."""
         self.threads.stop()
         wait(self._calls)
 
@@ -219,7 +219,7 @@ class Tracker:
             self._soon(lambda: self._end(run, run.finish))
 
     def _end(self, run: RunWriter, write: Callable[[], None]) -> None:
-        """Write how a run ended, and let other processes write it from then on."""
+        """Write a run's end, and let other processes write it from then on."""
         write()
         if run.ended:
             self.ownership.release("run", run.entry.uid)
@@ -231,7 +231,7 @@ class Tracker:
             call.result()
 
     def _wait_for_others(self) -> None:
-        """Let other sweeps record what they share with this one; what they cannot is recorded here."""
+        """Let other sweeps record the runs that they share with this one, and record here those that they do not."""
         deadline = time.monotonic() + OTHERS_S
         while self.others and time.monotonic() < deadline:
             free = {uid for uid in self.others if self.ownership.take("run", uid)}
@@ -246,11 +246,11 @@ class Tracker:
     # ------------------------------------------------------------ what MLflow holds
 
     def _resume(self, uids: Collection[str], running: Mapping[str, Mapping[str, str]]) -> None:
-        """Go on with what the experiment holds of these runs: one MLflow run for each configuration.
+        """Go on with these runs where the experiment has them, with one MLflow run for each configuration.
 
         Args:
             uids: of runs that this process owns.
-            running: tags of runs in MLflow that are RUNNING; another machine's are left to it.
+            running: tags of the runs that are RUNNING in MLflow, by id; another machine's are left to it.
         """
         from stagetree.tracking.store import load_metrics  # pandas
 
@@ -294,10 +294,10 @@ class Tracker:
         return [run for run in self.destination.store.read() if run.tags.get("stagetree.uid") in self._writers]
 
     def _verify(self) -> None:
-        """Look at what was recorded, and put right what is not.
+        """Check the records of this sweep's runs, and correct them.
 
         Raises:
-            InputError: it cannot be put right.
+            InputError: a record cannot be corrected.
         """
         for attempt in range(2):
             finished = [run for run in self._read() if run.status == "FINISHED"]
@@ -315,7 +315,7 @@ class Tracker:
 
 
 def _open_parent(sweep: SweepRecord, to: Destination, ownership: Ownership) -> str:
-    """Find or make the sweep's parent run, which is RUNNING then; return its id."""
+    """Find or make the sweep's parent run, set it to RUNNING and return its id."""
     deadline = time.monotonic() + OTHERS_S
     while True:
         is_own = ownership.take("sweep", sweep.sweep_id)
