@@ -15,15 +15,15 @@ def export(network: Network, folder: Path, about: dict[str, Any]) -> None:
     """Write a trained network.
 
     `weights.safetensors` has the names and shapes of the `torch.nn.Sequential` that `model.json` lists and `example.py`
-    builds; `model.json` also has the classes and what turns pixels into inputs; `config.yaml` says how it was trained.
+    builds; `model.json` also has the classes and the scaling of pixels; `config.yaml` says how it was trained.
 
     Args:
         network: of a finished run.
-        folder: that is made.
-        about: for `config.yaml`.
+        folder: to make.
+        about: content of `config.yaml`.
 
     Raises:
-        InputError: there is something in the folder.
+        InputError: the folder is not empty.
         OSError: the folder cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -37,7 +37,7 @@ def export(network: Network, folder: Path, about: dict[str, Any]) -> None:
 
 
 def describe_model(network: Network) -> dict[str, Any]:
-    """Describe what another program needs beside the weights: layers, what turns pixels into inputs, classes."""
+    """Describe all that a program needs beside the weights: layers, classes and the scaling of pixels."""
     channels = network.info.image_shape[0]
     return {
         "layers": network.layers,
@@ -50,7 +50,7 @@ def describe_model(network: Network) -> dict[str, Any]:
 
 
 def _example(model: dict[str, Any]) -> str:
-    """Five lines that load the model and use it."""
+    """Write a short program that loads the model and uses it."""
     layers = ", ".join(f"nn.{name}({', '.join(map(repr, arguments))})" for name, *arguments in model["layers"])
     shape = ", ".join(map(str, model["image_shape"]))
     scale, classes = model["scale"], json.dumps(model["classes"])

@@ -1,7 +1,7 @@
 """Run a trained MLP in plain numpy: it classifies images without the 2 s that importing torch takes.
 
-Only for looking at results: `stagetree predict`, and the page that ends each sweep, need no torch but for this. What is
-recorded of a run was computed by `epochs.evaluate`; the two agree to rounding.
+It serves only to look at results, in `stagetree predict` and on the page that ends each sweep. The recorded metrics of
+a run are computed by `epochs.evaluate`; the two agree to rounding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,15 +17,15 @@ from stagetree.models.layers import ACTIVATIONS, list_layers
 from stagetree.storage import checkpoints
 
 ROWS = 1000
-"""Images computed at a time."""
+"""Number of images computed at a time."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A finished run's weights, and what turns pixels into its inputs."""
+    """A finished run's weights and the scaling of its inputs."""
 
     info: DataInfo
-    """Of the data it was trained on."""
+    """The description of its training data."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     model: Mapping[str, Any]
@@ -38,8 +38,8 @@ class Network:
         """Read the final state of a run.
 
         Raises:
-            StateError: it is missing or damaged.
-            InputError: what is known of its data is gone.
+            StateError: the state is missing or damaged.
+            InputError: the record of its data is missing.
         """
         record, weights = checkpoints.load_weights(checkpoints.folder_of(output_dir), uid)
         trunk = record.trunk
@@ -51,14 +51,14 @@ class Network:
 
     @property
     def layers(self) -> list[tuple[Any, ...]]:
-        """As `list_layers` gives them."""
+        """The layers, as `list_layers` lists them."""
         return list_layers(self.info.in_features, len(self.info.classes), **self.model)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Compute the softmax of the logits.
 
         Args:
-            pixels: `(n, in_features)`, channel by channel, as the data has them.
+            pixels: `(n, in_features)`, channel by channel, as in the data.
 
         Returns:
             float32 `(n, n_classes)`.
@@ -75,7 +75,7 @@ class Network:
         return x
 
     def inputs(self, pixels: np.ndarray) -> np.ndarray:
-        """Scale and normalise as in training, float32."""
+        """Scale and normalise pixels `(n, in_features)` to float32 as in training."""
         x = pixels.astype(np.float32) / np.float32(self.info.scale)
         by_channel = x.reshape(len(x), max(len(self.mean), len(self.std), 1), -1)
         if self.mean:
@@ -100,10 +100,10 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Misclassified:
-    """A test image that a run takes for something else."""
+    """A test image that a run classifies wrongly."""
 
     index: int
-    """In the test set."""
+    """Its place in the test set."""
     label: int
     predicted: int
     confidence: float
@@ -122,8 +122,8 @@ def confusion(
         most: misclassified images to return.
 
     Returns:
-        Confusion matrix, int64 `(n_classes, n_classes)`, a row for each true class; and the misclassified images of
-        which the run was surest.
+        Confusion matrix, int64 `(n_classes, n_classes)`, with a row for each true class; and the misclassified images
+        of which the run was most confident.
     """
     probabilities = network.probabilities(pixels)
     predicted = probabilities.argmax(1)

@@ -54,7 +54,7 @@ ACTIVATIONS = {
         lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
     ),
 }
-"""By the name in a configuration, which is that of the function in torch.nn.functional too."""
+"""The activations by their names in a configuration, which are also those in torch.nn.functional."""
 
 
 def list_layers(

@@ -1,6 +1,6 @@
-"""Losses of a pack and their gradients, written out: a third of the time that autograd takes, with the same kernels.
+"""Computes a pack's losses and their gradients in a third of the time that autograd takes, with the same kernels.
 
-The kernels are called through `torch.ops.aten`, since `torch.nn.functional` offers none that go back.
+The kernels are called through `torch.ops.aten`, since `torch.nn.functional` offers none for the backward pass.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def loss_sums(logits: Tensor, labels: Tensor, loss: Mapping) -> tuple[Tensor, Te
         loss: a loss group's settings.
 
     Returns:
-        Float32 `(K,)` both; without class weights each image weighs 1, and the second is one number.
+        Both float32 `(K,)`; without class weights each image weighs 1, and the second is one number.
     """
     total, weight, _ = loss_gradient(logits, labels, loss)
     return total, weight

@@ -17,9 +17,9 @@ from stagetree.models.layers import ACTIVATIONS, list_layers
 from stagetree.storage.checkpoints import State
 
 PAGE = 1024
-"""Floats."""
+"""Floats in a page of memory."""
 PAD = 16
-"""Floats: a line of the cache."""
+"""Floats in a line of the cache."""
 
 
 def sequential(in_features: int, n_classes: int, **model: Any) -> nn.Sequential:
@@ -37,7 +37,7 @@ def sequential(in_features: int, n_classes: int, **model: Any) -> nn.Sequential:
 
 
 def initial_state(seed: int, in_features: int, n_classes: int, model: Mapping) -> State:
-    """Draw the weights that `torch.manual_seed(seed)` and plain `nn.Linear` layers give; global state is left alone."""
+    """Draw the weights that `torch.manual_seed(seed)` and plain `nn.Linear` layers give; global state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return sequential(in_features, n_classes, **model).state_dict()
@@ -58,7 +58,7 @@ class Pack:
     """K MLPs of one shape.
 
     Args:
-        states: of the members, as `state` gives them.
+        states: of the members, as `state` returns them.
         activation: between layers.
         dropout: after each hidden layer, in training.
         device: of the weights.
@@ -129,10 +129,10 @@ class Pack:
         Args:
             tape: of the forward pass.
             grad: of the logits `(K, b, n_classes)`.
-            lr: `(K, 1, 1)`: update the parameters by plain SGD, in place.
+            lr: `(K, 1, 1)`; if given, the parameters are updated in place by plain SGD.
 
         Returns:
-            Without `lr` the parameters' gradients.
+            The parameters' gradients; empty if `lr` is given.
         """
         grads: list[Tensor] = []
         for i in reversed(range(len(tape))):
@@ -151,7 +151,7 @@ class Pack:
         return grads
 
     def masks(self, b: int, generators: Sequence[torch.Generator]) -> list[Tensor]:
-        """Draw inverted dropout for a minibatch: for each hidden layer `(K, b, h)` of 0 or `1 / (1 - p)`.
+        """Draw inverted dropout masks for a minibatch: for each hidden layer `(K, b, h)` of 0 or `1 / (1 - p)`.
 
         Args:
             b: images.

@@ -65,7 +65,7 @@ class PackOptimizer:
         self.optimizer.step()
 
     def state(self, k: int) -> State:
-        """Copy one member's state: `<parameter index>.<torch.optim's name>`; empty where there is none."""
+        """Copy one member's state, named `<parameter index>.<torch.optim's name>`; empty if it has none."""
         return {
             f"{index}.{name}": value.detach().clone().cpu()
             for index, view in enumerate(self.members[k])

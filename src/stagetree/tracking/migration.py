@@ -26,8 +26,8 @@ PARENT = "mlflow.parentRunId"
 def migrate(config: Config, target_uri: str, show: Callable[[Iterable, int], Iterable]) -> int:
     """Copy what the experiment holds and the other store does not have yet; return the count of runs copied.
 
-    They get new ids there. Everything else is as it was: names, times, status, params, metrics with their steps, tags and
-    artifacts. A sweep that is run again with the other store goes on from the copies.
+    They get new ids there. Everything else is as it was: names, times, status, params, metrics with their steps, tags
+    and artifacts. A sweep that is run again with the other store goes on from the copies.
 
     Args:
         config: its `store_uri` and `tracking` name the store to copy from.

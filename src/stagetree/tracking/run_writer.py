@@ -144,7 +144,7 @@ class RunWriter:
             self._end("FAILED")
 
     def kill(self, timeout: float) -> None:
-        """End a run that was begun and will not go on, unless a thread works on it for longer than `timeout` seconds."""
+        """End a run that was begun and will not go on, unless a thread works on it for `timeout` seconds."""
         if self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX))):
             try:
                 if self._is_running:

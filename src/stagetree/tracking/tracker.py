@@ -315,7 +315,7 @@ class Tracker:
 
 
 def _open_parent(sweep: SweepRecord, to: Destination, ownership: Ownership) -> str:
-    """Find or make the sweep's parent run, set it to RUNNING and return its id."""
+    """Find the sweep's parent run or make it, so that it is RUNNING, and return its id."""
     deadline = time.monotonic() + OTHERS_S
     while True:
         is_own = ownership.take("sweep", sweep.sweep_id)

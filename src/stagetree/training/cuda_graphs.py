@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Calls before recording: in them libraries set themselves up and optimizers make their state."""
+"""Number of calls before recording, in which libraries set themselves up and optimizers make their state."""
 
 
 class Replayed:
-    """Calls a step and, after a few calls, replays a recording of it; what cannot be recorded goes on being called.
+    """Calls a step and, after a few calls, replays a recording of it; a step that cannot be recorded is called on.
 
-    The first calls are training like all others, so a recording begins where they end and nothing is computed twice.
+    The first calls train like all others, so a recording begins where they end and nothing is computed twice.
 
     Args:
-        step: takes tensors and returns nothing. What it reads and changes beside them must keep its place in memory,
-            and nothing in it may wait for the device.
-        record: takes a function, and returns one that does on the device what that one would do.
+        step: takes tensors and returns nothing. All other memory that it reads or changes must keep its place, and
+            nothing in it may wait for the device.
+        record: takes a function, and returns one that has the same effect on the device.
     """
 
     def __init__(self, step: Callable[..., None], record: Callable[[Callable[[], None]], Callable[[], None]]):

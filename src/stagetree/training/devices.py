@@ -38,7 +38,7 @@ def resolve_device(device: str) -> str:
 def lacking(device: str) -> str:
     """Say in a sentence that this machine lacks a device; empty if it is there.
 
-    Torch is asked, and imported, only where nothing else tells.
+    Torch is imported and asked only if nothing else tells.
     """
     if device == "cpu" or (device == "cuda" and NVIDIA.exists() and count_devices(device) and not _cpu_build()):
         return ""
@@ -70,13 +70,13 @@ def count_devices(device: str) -> int | None:
 
 
 def use_device(device: str, workers_per_device: int, check: Callable[[], None], tell: Callable[[str], None]) -> None:
-    """Give this process a device for good, and wait until there is one that has a free slot.
+    """Give this process a device for good, and wait until one has a free slot.
 
     Args:
         device: of torch.
         workers_per_device: workers that may share one.
-        check: called while waiting; what it raises ends that.
-        tell: told why this process waits, once.
+        check: called while waiting; an error that it raises ends the wait.
+        tell: called once with the reason for waiting.
     """
     global _mine
     if device != "cuda" or _mine is not None:
@@ -85,7 +85,7 @@ def use_device(device: str, workers_per_device: int, check: Callable[[], None], 
 
     count = torch.cuda.device_count()
     if count:  # without, training says so
-        # by what it is: its number may be another one in a process that sees fewer
+        # by uuid, since a process that sees fewer devices numbers them differently
         names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
         _mine = take_slot(_locks(), names, workers_per_device, check, tell)
         torch.cuda.set_device(_mine)

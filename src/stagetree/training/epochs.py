@@ -1,4 +1,4 @@
-"""Train and evaluate a pack for one pass over the data, which lies on the device."""
+"""Trains and evaluates a pack for one pass over the data, which lies on the device."""
 
 import contextlib
 import sys
@@ -50,10 +50,10 @@ class Split:
 
 
 class _Sums:
-    """Add up each member's loss and hits on the device, in place; the loss in float64, as a sum of many terms."""
+    """Sums of each member's loss and hits on the device; the loss is float64, as it has many terms."""
 
     def __init__(self, k: int, device: torch.device):
-        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         self._loss = torch.zeros(k, dtype=torch.float64, device=device)
         self._weight = torch.zeros(k, dtype=torch.float64, device=device)
         self._hits = torch.zeros(k, dtype=torch.int64, device=device)
@@ -92,7 +92,7 @@ def prepare_device(spec: PackKey) -> None:
 
 @contextlib.contextmanager
 def prepared_device(spec: PackKey) -> Iterator[None]:
-    """Do what `prepare_device` does for a time; the caller may go on with torch in this process."""
+    """Apply `prepare_device`, and restore the settings afterwards for other users of torch in this process."""
     threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
     flushes = sys.float_info.min / 2 == 0.0  # torch does not say
     try:
@@ -105,14 +105,14 @@ def prepared_device(spec: PackKey) -> Iterator[None]:
 
 
 def never() -> None:
-    """Check nothing: training goes on."""
+    """Raise nothing, so that training goes on."""
 
 
 @torch.no_grad()
 def evaluate(
     pack: Pack, split: Split, spec: PackKey, part: str, check: Callable[[], None] = never
 ) -> list[dict[str, float]]:
-    """Mean loss and accuracy of each member on `val` or `test`: `{"val/loss": ..., "val/acc": ...}`."""
+    """Compute each member's mean loss and accuracy on `val` or `test`: `{"val/loss": ..., "val/acc": ...}`."""
     test = part == "test"
     rows = torch.arange(split.info.n_test, device=split.train.device) if test else split.val
     sums = _Sums(len(pack), split.train.device)
@@ -132,7 +132,7 @@ class Member:
 
     weights: State
     optimizer: Settings
-    """Of the optimizer group; all members have an optimizer of one name."""
+    """The optimizer group's settings; all members have an optimizer of one name."""
     lr: float
     seed: int
     first_epoch: int
@@ -189,7 +189,7 @@ class PackTraining:
 
         Args:
             epoch: counted from each member's first, from 0.
-            check: called before each minibatch; what it raises ends training there.
+            check: called before each minibatch; an error that it raises ends training there.
         """
         keys = [(seed, first + epoch) for seed, first in self._keys]
         generators = [sampling.generator(*key, "dropout", self._device) for key in keys]
@@ -237,6 +237,6 @@ class PackTraining:
 
 def _precision(spec: PackKey):
     if spec.precision == "bfloat16":
-        # the weights change with each step: nothing of them may be kept, and a CUDA graph must not refer to it
+        # the weights change with each step: no cast copy may be kept, nor may a CUDA graph refer to one
         return torch.autocast(spec.device, torch.bfloat16, cache_enabled=False)
     return contextlib.nullcontext()

@@ -11,25 +11,25 @@ from stagetree.tree.runs import PackKey, Settings
 from stagetree.tree.stage_tree import Node
 
 STEPS = 5
-"""Of a pass: enough for a CUDA graph to be recorded in the first, which is not timed."""
+"""Steps of a pass: enough to record a CUDA graph in the first pass, which is not timed."""
 PASSES, PASSES_S = 3, 0.03
-"""Passes are repeated at least so often and for so long, and the quickest counts: what else runs only adds."""
+"""Passes are repeated at least so often and for so many seconds; the quickest counts, as other load only adds time."""
 LR = 1e-3
 Check = Callable[[], None]
-"""Called often; what it raises ends measuring."""
+"""Called often; an error that it raises ends measuring."""
 
 
 def measure(
     node: Node, wanted: int, load: Callable[[PackKey], Split], check: Check, known: Throughput | None = None
 ) -> Throughput:
-    """Measure packs of a node's shape, beyond what is known: doubled as long as that pays and there are members.
+    """Measure packs of a node's pack key beyond the known sizes, doubled as long as that pays and members are left.
 
     Args:
-        node: of the shape.
-        wanted: members that there are for a pack.
-        load: brings the data of a shape to its device.
+        node: of the pack key.
+        wanted: members available for a pack.
+        load: brings the data of a pack key to its device.
         check: called often.
-        known: what was measured before.
+        known: the earlier measurement.
 
     Raises:
         InputError: this machine lacks the device.

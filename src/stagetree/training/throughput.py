@@ -1,6 +1,6 @@
 """Look up or measure how fast this machine trains each pack key: it decides the size of packs.
 
-Nothing here decides a number of a run: a pack's size changes when its members are done, not their bits.
+Nothing here changes a number of a run: a pack's size affects when its members are done, not their bits.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ if TYPE_CHECKING:  # torch
     from stagetree.training.epochs import Split
 
 GAIN = 0.05
-"""Share of a member's time that is not worth a larger pack."""
+"""The saving in a member's time, as a share, below which a larger pack is not worth it."""
 SLOW_S = 0.02
-"""A step that takes so long is not measured often."""
+"""Seconds of a step that is too slow to be measured often."""
 LARGEST = 1024
-"""Members."""
+"""The most members of a pack."""
 PACK_BYTES = 2**30
-"""Most that a pack's weights, gradients and two moments may take."""
+"""The most bytes that a pack's weights, gradients and two moments may take."""
 MEASURE_S = 10.0
-"""After which a plan measures no further shape; those left stay unknown."""
+"""Seconds after which a plan measures no further pack key; those left stay unknown."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Throughput:
     steps: Mapping[int, float]
     """Seconds of a training step, by the pack's size: 1, 2, 4 and so on, at least the first."""
     image_s: float
-    """Seconds in which a member evaluates an image."""
+    """Seconds that a member takes to evaluate an image."""
 
     @property
     def best_size(self) -> int:
-        """The smallest size that is nearly as good as the best that was measured."""
+        """The smallest size that is nearly as good as the best one measured."""
         shares = {size: seconds / size for size, seconds in self.steps.items()}
         return min(size for size, share in shares.items() if share <= (1 + GAIN) * min(shares.values()))
 
     def decides(self, wanted: int) -> bool:
-        """Whether the best size for `wanted` members is known: all were tried, or two were no better."""
+        """Tell whether the best size for `wanted` members is known: all sizes were tried, or two were no better."""
         largest = max(self.steps)
         if self.steps[1] > SLOW_S and largest > 1:  # a core is full, and trying more would take long
             return self.best_size < largest
@@ -71,7 +71,7 @@ class Throughput:
 
 
 def most_members(key: PackKey, wanted: int) -> int:
-    """Limit `wanted` members of a shape to those that may train side by side at all, for their memory."""
+    """Limit `wanted` members of a pack key to as many as may train side by side with their memory."""
     return max(1, min(wanted, LARGEST, PACK_BYTES // (16 * key.n_params)))
 
 
@@ -81,14 +81,14 @@ def most_members(key: PackKey, wanted: int) -> int:
 def look_up_or_measure(
     output_dir: Path, node: Node, wanted: int, load: "Callable[[PackKey], Split]", check: Callable[[], None]
 ) -> Throughput:
-    """Find out how fast packs of a node's shape train, up to packs of `wanted` members.
+    """Find out how fast packs of a node's pack key train, up to packs of `wanted` members.
 
     Args:
-        output_dir: where measurements are kept.
-        node: of the shape.
-        wanted: members that there are for a pack.
-        load: brings the data of a shape to its device.
-        check: called often; what it raises ends measuring, and nothing is kept.
+        output_dir: keeps the measurements.
+        node: of the pack key.
+        wanted: members available for a pack.
+        load: brings the data of a pack key to its device.
+        check: called often; an error that it raises ends measuring, and nothing is kept.
 
     Raises:
         InputError: this machine lacks the device.
@@ -105,18 +105,18 @@ def look_up_or_measure(
 def look_up_or_measure_all(
     tree: StageTree, output_dir: Path, folders: Mapping[str, str], workers: int, workers_per_device: int = 1
 ) -> dict[PackKey, Throughput]:
-    """Find out how fast each shape of a tree trains: in advance, and all workers at once, as when they will train.
+    """Find out in advance how fast each pack key of a tree trains, with all workers at work as in training.
 
     Args:
-        tree: of what is to be trained.
-        output_dir: where measurements are kept.
+        tree: to be trained.
+        output_dir: keeps the measurements.
         folders: of the prepared data, by digest.
-        workers: processes that measure at a time, as many as will train, since they share caches and memory; 0: none,
-            unknown shapes stay unknown.
-        workers_per_device: of those that may share an accelerator.
+        workers: processes that measure at a time, as many as will train, since they share caches and memory; 0:
+            nothing is measured.
+        workers_per_device: workers that may share an accelerator.
 
     Returns:
-        By pack key, without those for which there was no time.
+        Throughputs by pack key, without those for which there was no time.
     """
     nodes: dict[PackKey, list[Node]] = {}
     for node in tree.walk():
@@ -142,7 +142,7 @@ def look_up_or_measure_all(
 def _measure_each(
     tasks: Sequence[tuple[Node, int]], folders: Mapping[str, str], workers_per_device: int
 ) -> list[Throughput]:
-    """Measure shapes for which there is time: a node of each, and members for a pack."""
+    """Measure pack keys while there is time; each task is a node and the members available for its pack."""
     from stagetree.training.epochs import Split, never
     from stagetree.training.measurement import measure  # torch
 
@@ -159,7 +159,7 @@ def _measure_each(
 
 
 def find(output_dir: Path, key: PackKey) -> Throughput | None:
-    """Look up what was measured of a shape on this machine, if anything."""
+    """Look up the throughput measured on this machine; `None` if there is none."""
     try:
         values = read_sealed(_path(output_dir, key))
     except (OSError, ValueError):
@@ -168,7 +168,7 @@ def find(output_dir: Path, key: PackKey) -> Throughput | None:
 
 
 def keep(output_dir: Path, key: PackKey, own: Throughput) -> None:
-    """Remember what was measured, if the disk can be written."""
+    """Keep a measurement, if the disk can be written."""
     path = _path(output_dir, key)
     values = {"steps": own.steps, "picture_s": own.image_s, "shape": key.settings}
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Train nodes of the stage tree in packs. There is no other training loop.
+"""Trains nodes of the stage tree in packs, in the only training loop of the project.
 
 State passes from a node to its children through checkpoints alone, so a fork, a resumed run and a run that starts in
-another process are the same thing. Events go to a log; nothing here knows of MLflow or Hydra.
+another process are the same thing. Events go to a log; this module does not use MLflow or Hydra.
 """
 
 import math
@@ -27,15 +27,15 @@ from stagetree.tree.runs import PackKey
 from stagetree.tree.stage_tree import Node
 
 QUICK_S = 0.3
-"""Seconds. When training is asked to stop, a shorter epoch is finished and a longer one is dropped."""
+"""Seconds; when training is asked to stop, a shorter epoch is finished and a longer one is dropped."""
 
 
 class PackTrainer:
-    """Train packs for one unit, and keep the data on the device between them.
+    """Trains packs for one unit, and keeps the data on the device between them.
 
     Args:
         settings: of the unit.
-        log: takes the events.
+        log: receives the events.
         check: called often; raises `Stopped` when training is to end.
     """
 
@@ -46,7 +46,7 @@ class PackTrainer:
         self._splits: dict[tuple, Split] = {}
 
     def largest_pack(self, node: Node, ready: int) -> int:
-        """Choose the most members of a pack, where `ready` nodes are of this one's pack key and length."""
+        """Choose the most members of a pack, given that `ready` nodes have this one's pack key and length."""
         if self.settings.pack_size != "auto":
             return int(self.settings.pack_size)
         if ready == 1:
@@ -75,7 +75,7 @@ class PackTrainer:
             return {nodes[0].uid: self.fail(nodes[0], f"{type(error).__name__}: {error}", traceback.format_exc())}
 
     def fail(self, node: Node, reason: str, trace: str = "", *, alone: bool = False) -> str:
-        """Log that a node failed. `alone`: its state was reached, so that nodes which start from it go on."""
+        """Log that a node failed; `alone` means that its state was reached, so that the nodes below go on."""
         self.log.append(Failed(node.uid, reason, trace, alone))
         return reason
 
@@ -154,7 +154,7 @@ class PackTrainer:
 
 
 def _diverged(metrics: Mapping[str, float], epoch: int, lr: float) -> str:
-    """Say which metric is no finite number; the text is empty if all are. A large finite loss is a result."""
+    """Say which metric is not finite; the text is empty if all are. A large finite loss is a result."""
     bad = [f"{name} became {value} in epoch {epoch}" for name, value in metrics.items() if not math.isfinite(value)]
     return f"diverged at lr {lr:g}: {bad[0]}" if bad else ""
 
@@ -165,12 +165,12 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PackState:
-    """All that training changes of a pack."""
+    """A copy of all that training changes in a pack."""
 
     weights: Sequence[Tensor]
     """The pack's stacked parameters, `(K, ...)` each."""
     optimizer: Sequence[State]
-    """Of each member; empty where the optimizer keeps nothing."""
+    """The state of each member; empty if the optimizer keeps nothing."""
 
 
 class _Members:
@@ -236,7 +236,7 @@ class _Members:
         checkpoints.save(self.folder, record, self.pack.state(k), optimizer_state)
 
     def save_end(self, k: int, test: Mapping[str, float] | None) -> None:
-        """Keep the state that a member's node leads to."""
+        """Keep the state at the end of a member's node."""
         uid = self.nodes[k].uid
         self.save(k, uid, test=test, partial=not self.nodes[k].kept and self._is_ours(uid))
 
