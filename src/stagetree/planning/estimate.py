@@ -102,7 +102,7 @@ def largest_pack(units: Sequence[Unit], throughputs: Mapping[PackKey, Throughput
 
 
 def disk_bytes(tree: StageTree) -> int:
-    """Estimate what a sweep adds to the disk: states, each run's weights as an artifact too, and the best once more."""
+    """Estimate the bytes a sweep adds to the disk: states, each run's weights as an artifact, the best run's twice."""
     n_moments = cache(lambda trunk: _moments(trunk.optimizer))
     total = largest = 0
     for node in tree.walk():

@@ -43,7 +43,7 @@ class Plan:
     workers: int
     """Units that run at a time."""
     data: Mapping[str, cache.DataInfo]
-    """By digest."""
+    """The data sets by digest."""
     config: Config
     """Configuration of the first job, for settings that all share."""
     throughputs: Mapping[PackKey, Throughput]

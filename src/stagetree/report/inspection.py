@@ -35,7 +35,7 @@ class Sweep:
     command: str
     launch: str
     entries: Mapping[str, RunEntry]
-    """By uid."""
+    """The runs by uid."""
 
 
 @dataclass(frozen=True)

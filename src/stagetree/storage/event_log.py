@@ -50,12 +50,12 @@ def _encode(event: Event) -> bytes:
 
 
 class EventReader:
-    """Follows all logs of a folder; each call of `read` yields what is new.
+    """Follows all logs of a folder; each call of `read` yields the new events.
 
     Args:
         folder: of the logs.
-        on_damage: told of a damaged file, which is passed over from there on.
-        name: of the logs to follow; all of them without.
+        on_damage: called for a damaged file, the rest of which is skipped.
+        name: of the logs to follow; None: all of them.
     """
 
     def __init__(self, folder: Path, on_damage: Callable[[InputError], Any] | None = None, *, name: str | None = None):

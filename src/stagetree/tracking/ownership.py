@@ -38,7 +38,7 @@ class Ownership:
         self._locks.release(self._lock_name(kind, name))
 
     def end_dead(self, client: "MlflowClient", experiment_id: str) -> dict[str, Mapping[str, str]]:
-        """End all runs that are RUNNING though their writer is dead; return the tags of the other RUNNING ones by id."""
+        """End the runs that are RUNNING though their writer is dead; return the other RUNNING runs' tags by id."""
         found = pages(partial(client.search_runs, [experiment_id], "attributes.status = 'RUNNING'"))
         running = {run.info.run_id: run.data.tags for run in found}
         return {run_id: tags for run_id, tags in running.items() if not self._end_if_dead(client, run_id, tags)}
