@@ -68,7 +68,7 @@ class Engine:
         prepare_device(self.spec)
         self.split = Split.load(self.folder, self.spec)
 
-    def hold_unit(self, seeds: Sequence[int], pictures: int) -> PackTraining:
+    def training(self, seeds: Sequence[int], pictures: int) -> PackTraining:
         """A pack of a member a seed, that trains on so many pictures."""
         split = replace(self.split, train=self.split.train[:pictures])
         states = {seed: initial_state(seed, 784, 10, self.spec.model) for seed in seeds}
