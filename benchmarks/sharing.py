@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from setting import setting
 
+from stagetree.storage import checkpoints
 from stagetree.storage.event_log import EventReader
 from stagetree.storage.events import EpochEnded
 
@@ -56,8 +57,8 @@ def epochs_trained(folder: Path) -> int:
 
 def bits(folder: Path) -> dict[str, tuple]:
     """For each run the digest of its weights, its metrics of every epoch and its final figures."""
-    checkpoints = folder / "mlruns/checkpoints"
-    records = [checkpoints.read_record(checkpoints, uid) for uid in checkpoints.finished(checkpoints).tested]
+    states = folder / "mlruns/checkpoints"
+    records = [checkpoints.read_record(states, uid) for uid in checkpoints.finished(states).tested]
     return {
         record.uid: (
             record.weights_sha256,
